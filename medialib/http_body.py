@@ -1,0 +1,153 @@
+"""Bodies from strangers: gunzip and JSON with bounds on bytes, depth and number of objects.
+
+Used in both directions: a host is a stranger to the agent, too. Everything refused raises
+BodyError with the HTTP status that fits.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import sys
+import zlib
+
+from .base import MedialibError
+
+JSON_DEPTH = 64
+# 64 MiB of "[],[]," would be 22 times as much in Python objects: what costs is the number of
+# values, not of bytes. A batch of 500 records has about 20,000 of these tokens.
+JSON_TOKENS = 500_000
+JSON_DIGITS = 4300  # where Python itself stops; before 3.8.14 it did not, and took hours
+GUNZIP_STEP = 1 << 20
+
+# Brackets become "[" and "]", quotes stay, and for counting also commas and colons.
+JSON_SHAPE_TABLE = bytes.maketrans(b"{}", b"[]")
+JSON_NEST_DROPS = bytes(byte for byte in range(256) if byte not in b'[]{}"')
+JSON_SHAPE_DROPS = bytes(byte for byte in range(256) if byte not in b'[]{}",:')
+# An escape at a time, so that the second half of "\\\\ud800" is not taken for a surrogate.
+JSON_ESCAPE = re.compile(
+    r"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+    r"|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL)
+
+
+class BodyError(MedialibError):
+    """A body that is not taken; `status` is the HTTP status for it."""
+
+    def __init__(self, status: int, error: str, detail: str = ""):
+        super().__init__(f"{error}: {detail}" if detail else error)
+        self.status = status
+        self.error = error
+        self.detail = detail
+
+
+def gunzip_bounded(data: bytes, limit: int) -> bytes:
+    """The unpacked bytes, at most `limit` of them; memory stays below limit + a few steps."""
+    pieces = []
+    left = limit
+    try:
+        while data:
+            unpacker = zlib.decompressobj(wbits=31)
+            while not unpacker.eof:
+                # One more than allowed, to tell "full" from "too much".
+                piece = unpacker.decompress(data, min(GUNZIP_STEP, left + 1))
+                data = unpacker.unconsumed_tail
+                left -= len(piece)
+                if left < 0:
+                    raise BodyError(413, "body too large", f"more than {limit} bytes unpacked")
+                pieces.append(piece)
+                if not piece and not data and not unpacker.eof:
+                    raise BodyError(400, "not gzip", "the compressed body is cut short")
+            data = unpacker.unused_data.lstrip(b"\0")
+    except zlib.error as error:
+        raise BodyError(400, "not gzip", str(error)) from error
+    return b"".join(pieces)
+
+
+def gzip_packed(data: bytes) -> bytes:
+    """Packed quickly: on a home network the processor is the scarcer thing."""
+    return gzip.compress(data, 1)
+
+
+def parse_json_bounded(data: bytes, *, tokens: int = JSON_TOKENS, depth: int = JSON_DEPTH):
+    """The JSON value in UTF-8 `data`. BodyError 400 for all that is not sound JSON in our bounds.
+
+    NaN and Infinity are refused. A lone surrogate, which no UTF-8 can hold, is made harmless: the
+    twelve bits with which Python writes an undecodable byte of a file name (U+DC80 to U+DCFF) become
+    the same byte in path text (U+EF80 to U+EFFF), any other becomes U+FFFD.
+    """
+    _check_json_shape(data, tokens, depth)
+    try:
+        text = data.decode("utf-8")
+        if "\\ud" in text or "\\uD" in text:
+            text = JSON_ESCAPE.sub(_harmless_escape, text)
+        return json.loads(text, parse_constant=_refuse_constant, parse_int=_bounded_int_parser())
+    except RecursionError as error:
+        raise BodyError(400, "JSON too deep", f"at most {depth} levels") from error
+    except ValueError as error:
+        raise BodyError(400, "not JSON", str(error)[:200]) from error
+
+
+def parse_json_object(data: bytes, **bounds) -> dict:
+    """As parse_json_bounded, but the value must be an object."""
+    value = parse_json_bounded(data, **bounds)
+    if not isinstance(value, dict):
+        raise BodyError(400, "not a JSON object", "the body must be an object {...}")
+    return value
+
+
+def _check_json_shape(data: bytes, tokens: int, depth: int) -> None:
+    """Count and nest the brackets without making an object. Looks closely only where it must."""
+    brackets = data.count(b"[") + data.count(b"{")
+    if brackets + data.count(b",") + data.count(b":") > tokens:
+        shape = _json_shape(data, JSON_SHAPE_DROPS)
+        if shape.count(b"[") + shape.count(b",") + shape.count(b":") > tokens:
+            raise BodyError(400, "JSON too large", f"more than {tokens} values")
+    if brackets > depth:
+        _check_json_depth(_json_shape(data, JSON_NEST_DROPS), depth)
+
+
+def _check_json_depth(nest: bytes, depth: int) -> None:
+    for _ in range(depth):
+        if not nest:
+            return
+        outer = nest.replace(b"[]", b"")  # the innermost level goes
+        if len(outer) == len(nest):
+            raise BodyError(400, "not JSON", "brackets do not match, or are too deep")
+        nest = outer
+    if nest:
+        raise BodyError(400, "JSON too deep", f"at most {depth} levels")
+
+
+def _json_shape(data: bytes, drops: bytes) -> bytes:
+    """The brackets (all as [ and ]) and what else is not in `drops`, outside of strings."""
+    if b"\\" in data:  # escaped backslashes first: then a remaining \\" is a quote in a string
+        data = data.replace(b"\\\\", b"").replace(b'\\"', b"")
+    shape = data.translate(JSON_SHAPE_TABLE, drops)
+    # Strings that held nothing kept here are now empty. Where one follows another at once this
+    # joins the two, which changes nothing outside of them.
+    shape = shape.replace(b'""', b"")
+    return b"".join(shape.split(b'"')[::2]) if b'"' in shape else shape
+
+
+def _harmless_escape(match) -> str:
+    lone = match.group(1)
+    if lone is None:
+        return match.group(0)
+    code = int(lone[1:], 16)
+    return chr(0xEF00 + (code & 0xFF)) if 0xDC80 <= code <= 0xDCFF else "\ufffd"
+
+
+def _refuse_constant(name: str):
+    raise ValueError(f"{name} is not JSON")
+
+
+def _bounded_int_parser():
+    """None where Python bounds the digits of an integer itself (json is faster without a hook)."""
+    return None if hasattr(sys, "get_int_max_str_digits") else _parse_bounded_int
+
+
+def _parse_bounded_int(digits: str) -> int:
+    if len(digits) > JSON_DIGITS:
+        raise ValueError(f"an integer of {len(digits)} digits")
+    return int(digits)
