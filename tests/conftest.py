@@ -1,0 +1,37 @@
+"""pytest's settings and the fixtures that every test module may use."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests import media, processes, support
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "long: only with MEDIALIB_LONG=1 in the environment")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("long") and not support.LONG:
+            item.add_marker(pytest.mark.skip(reason="a long test: set MEDIALIB_LONG=1"))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Skips are loud: each reason is shown even without -r."""
+    for report in terminalreporter.stats.get("skipped", []):
+        if isinstance(report.longrepr, tuple):
+            terminalreporter.write_line(f"SKIPPED {report.nodeid}: {report.longrepr[2]}")
+
+
+@pytest.fixture(scope="session")
+def videos():
+    """Folder of real videos of at least ten kinds, made once and kept between runs."""
+    return media.video_folder()
+
+
+@pytest.fixture
+def machines(tmp_path):
+    """Starts hosts and agents; whatever still runs at the end of the test is killed."""
+    with processes.Machines(tmp_path / "machines") as started:
+        yield started
