@@ -96,7 +96,7 @@ def _try_data_folder(path: str) -> None:
 
 
 def write_private_file(path: str, text: str) -> None:
-    """Replace `path` by `text` (UTF-8) in one step; nobody else may read it. Survives a power cut."""
+    """Replace `path` by `text` (UTF-8) in one step, readable by us alone, power cut or not."""
     part = f"{path}.{os.getpid()}.part"
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
     try:

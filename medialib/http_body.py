@@ -72,9 +72,9 @@ def gzip_packed(data: bytes) -> bytes:
 def parse_json_bounded(data: bytes, *, tokens: int = JSON_TOKENS, depth: int = JSON_DEPTH):
     """The JSON value in UTF-8 `data`. BodyError 400 for all that is not sound JSON in our bounds.
 
-    NaN and Infinity are refused. A lone surrogate, which no UTF-8 can hold, is made harmless: the
-    twelve bits with which Python writes an undecodable byte of a file name (U+DC80 to U+DCFF) become
-    the same byte in path text (U+EF80 to U+EFFF), any other becomes U+FFFD.
+    NaN and Infinity are refused. A lone surrogate, which no UTF-8 can hold, is made harmless: what
+    Python writes for an undecodable byte of a file name (U+DC80 to U+DCFF) becomes the same byte
+    in path text (U+EF80 to U+EFFF), any other becomes U+FFFD.
     """
     _check_json_shape(data, tokens, depth)
     try:

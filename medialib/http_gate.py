@@ -67,8 +67,8 @@ def format_address(host: str, port: int) -> str:
 class Gate:
     """Decides by address, Host, Origin and Sec-Fetch-Site whether a request may be answered.
 
-    `networks`: CIDR texts that replace the private default. `host_names`: further names this machine
-    is asked under. May be used by many threads; every setting is replaced as a whole.
+    `networks`: CIDR texts that replace the private default. `host_names`: further names this
+    machine is asked under. May be used by many threads; every setting is replaced as a whole.
     """
 
     def __init__(self, networks=None, host_names=()):
@@ -158,8 +158,7 @@ def own_addresses() -> list:
             if address.is_loopback or address.is_link_local or address.is_unspecified:
                 continue
             kept.append(str(address))
-    gate_order = sorted(dict.fromkeys(kept), key=lambda text: _is_foreign(text, networks))
-    return gate_order
+    return sorted(dict.fromkeys(kept), key=lambda text: _is_foreign(text, networks))
 
 
 def _is_foreign(text: str, networks: tuple) -> bool:

@@ -1,7 +1,7 @@
-"""What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; the head's grammar.
+"""What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
 
-The grammar is narrower than the standard allows: where two programs could read one head in two ways,
-it is refused.
+The grammar of a head is narrower than the standard allows: where two programs could read one head
+in two ways, it is refused.
 """
 
 from __future__ import annotations
@@ -113,15 +113,16 @@ class Request:
 
 
 class Router:
-    """Paths to handlers. A handler takes the Request and returns a dict or list (JSON, 200), a Reply
-    or a StreamReply, or raises. `routes` lists what was added, for the API's description.
+    """Paths to handlers. A handler takes the Request and returns a dict or list (JSON, 200), a
+    Reply or a StreamReply, or raises. `routes` lists what was added, for the API's description.
     """
 
     def __init__(self):
         self.routes = []
         self._paths = {}
 
-    def add(self, method: str, path: str, handler, *, summary: str = "", body: bool = False) -> None:
+    def add(self, method: str, path: str, handler, *, summary: str = "",
+            body: bool = False) -> None:
         """`body` tells the API's description that the call takes a JSON body."""
         self.routes.append({"method": method, "path": path, "summary": summary, "body": body})
         self._paths.setdefault(path, {})[method] = handler
@@ -139,7 +140,7 @@ class Router:
         return handler
 
     def answer(self, handler, request: Request) -> Reply | StreamReply:
-        """Call the handler; whatever it raises becomes an answer. One of the edges of the program."""
+        """Call the handler; whatever it raises becomes an answer: an edge of the program."""
         try:
             result = handler(request)
         except Exception as error:

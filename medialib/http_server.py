@@ -8,14 +8,14 @@ its bytes, its JSON, and only then the handler.
 from __future__ import annotations
 
 import contextlib
-import json
 import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler
 
 from .base import log
-from .http_body import BodyError, gunzip_bounded, gzip_packed, parse_json_object
+from .http_answer import AnswerWriter
+from .http_body import BodyError, gunzip_bounded, parse_json_object
 from .http_gate import TLS_WANTS_READ, tls_server_context
 from .http_json import (
     BAD_HEAD_BYTES,
@@ -25,9 +25,7 @@ from .http_json import (
     Request,
     StreamReply,
     body_length,
-    header_text,
     parse_head,
-    wants_gzip,
 )
 from .http_listener import HTTP_CONNECTIONS, HTTP_HEAD_S, HttpListener, HttpSlot
 
@@ -46,16 +44,6 @@ HTTP_DRAIN_S = 10.0
 HTTP_STREAMS = 16
 HTTP_STOP_S = 2.0
 HTTP_STEP = 1 << 18
-HTTP_GZIP_FROM = 1 << 10
-GZIP_TYPES = ("application/json", "text/", "application/javascript", "image/svg+xml")
-JSON_TYPE = "application/json"
-SAFE_HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; frame-ancestors 'none'",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin",
-}
 
 
 class JsonServer:
@@ -73,8 +61,7 @@ class JsonServer:
         self.gate = gate
         self.max_body = max_body
         self.max_json = max_json
-        self.name = name
-        self.fixed_headers = {**SAFE_HEADERS, **(page_headers or {})}
+        self.writer = AnswerWriter(name, page_headers)
         self.tls = tls_server_context(certfile, keyfile) if certfile else None
         self.streams = threading.BoundedSemaphore(HTTP_STREAMS)
         self.large = threading.BoundedSemaphore(HTTP_LARGE_AT_ONCE)
@@ -116,10 +103,7 @@ class JsonServer:
         """A whole answer for a connection nobody serves; none inside of TLS."""
         if self.tls is not None:
             return b""
-        reply = error.reply()
-        body = json_bytes(reply.body)
-        return answer_head(self, reply, JSON_TYPE, {
-            "Content-Length": len(body), "Connection": "close"}) + body
+        return b"".join(self.writer.whole(error.reply(), {}, {"Connection": "close"}))
 
 
 class ByteBudget:
@@ -141,32 +125,10 @@ class ByteBudget:
             self.left += count
 
 
-def json_bytes(value) -> bytes:
-    """JSON as it goes over the wire: UTF-8 without NaN; a lone surrogate stays an escape."""
-    try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False,
-                          separators=(",", ":")).encode("utf-8")
-    except UnicodeEncodeError:
-        return json.dumps(value, allow_nan=False, separators=(",", ":")).encode("ascii")
-
-
-def answer_head(server: JsonServer, reply, content_type: str | None, more: dict) -> bytes:
-    """Status line and headers; what the reply says itself outranks what every answer says."""
-    headers = {"Server": server.name, "Cache-Control": "no-store", **server.fixed_headers}
-    if content_type:
-        headers["Content-Type"] = content_type
-    headers.update(more)
-    headers.update(reply.headers)
-    reason = BaseHTTPRequestHandler.responses.get(reply.status, ("Status",))[0]
-    lines = [f"HTTP/1.1 {int(reply.status)} {reason}"]
-    lines += [f"{header_text(name)}: {header_text(value)}" for name, value in headers.items()]
-    return "\r\n".join([*lines, "", ""]).encode("latin-1")
-
-
 class HttpConversation(BaseHTTPRequestHandler):
     """The requests of one connection, one after the other (the loop is http.server's).
 
-    Reading is ours: one buffer, no time-out of its own, since the listener ends what takes too long.
+    Reading is ours: one buffer, no time-out of its own; the listener ends what takes too long.
     """
 
     def __init__(self, sock, slot: HttpSlot, server: JsonServer):
@@ -355,25 +317,9 @@ class HttpConversation(BaseHTTPRequestHandler):
             finally:
                 reply.close()
             return
-        try:
-            body, content_type = reply_body(reply)
-        except (TypeError, ValueError):
-            log.exception("an answer is not JSON")
-            reply = HttpError(500, "internal error", "the log of this program says more").reply()
-            body, content_type = reply_body(reply)
-        more = self.common_headers()
-        headers = request.headers if request else {}
-        if (len(body) > HTTP_GZIP_FROM and wants_gzip(headers)
-                and content_type.startswith(GZIP_TYPES)
-                and "Content-Encoding" not in reply.headers):
-            body = gzip_packed(body)
-            more["Content-Encoding"] = "gzip"
-            more["Vary"] = "Accept-Encoding"
-        if reply.status not in (204, 304):
-            more["Content-Length"] = len(body)
-        head = answer_head(self.server, reply, content_type, more)
-        if reply.status in (204, 304) or (request is not None and request.method == "HEAD"):
-            body = b""
+        head, body = self.server.writer.whole(
+            reply, request.headers if request else {}, self.common_headers(),
+            head_only=request is not None and request.method == "HEAD")
         self.write(head + body if len(body) < HTTP_STEP else head)
         if len(body) >= HTTP_STEP:
             self.write(body)
@@ -401,7 +347,7 @@ class HttpConversation(BaseHTTPRequestHandler):
             more = self.common_headers()
             if chunked:
                 more["Transfer-Encoding"] = "chunked"
-            self.write(answer_head(self.server, reply, reply.content_type, more))
+            self.write(self.server.writer.head(reply, reply.content_type, more))
             if request.method != "HEAD":
                 self.send_pieces(reply.pieces, chunked)
         finally:
@@ -441,13 +387,3 @@ class HttpConversation(BaseHTTPRequestHandler):
             return True
         finally:
             self.sock.settimeout(None)
-
-
-def reply_body(reply: Reply) -> tuple:
-    """(bytes, content type) of a reply's body."""
-    body = reply.body
-    if isinstance(body, (bytes, bytearray)):
-        return bytes(body), reply.content_type or "application/octet-stream"
-    if isinstance(body, str):
-        return body.encode("utf-8", "replace"), reply.content_type or "text/plain; charset=utf-8"
-    return json_bytes(body), reply.content_type or JSON_TYPE
