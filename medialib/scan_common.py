@@ -66,6 +66,7 @@ DEFAULT_IGNORE_DIRS = (
 )
 
 CLASSIFIER_VERSION = 1  # raise it when the same configuration gives other kinds than before
+_UNKNOWN_ANSWER = ("unknown", None)
 _ESCAPED_FIRST, _ESCAPED_LAST = 0xEF80, 0xEFFF
 _TO_ESCAPED = {
     **{0xDC00 + byte: chr(0xEF00 + byte) for byte in range(0x80, 0x100)},
@@ -125,7 +126,7 @@ def folder_key(rel: str) -> list:
 
 
 def ext_of(name: str) -> str:
-    """The extension as `os.path.splitext` gives it, in lower case: ".mkv", or "" if there is none."""
+    """The extension as `os.path.splitext` gives it, in lower case: ".mkv"; "" if there is none."""
     dot = name.rfind(".")
     if dot <= 0:
         return ""
@@ -139,38 +140,37 @@ def ext_of(name: str) -> str:
 class NamePatterns:
     """Case-insensitive globs over a whole name, compiled once.
 
-    Nearly all real patterns are "*end", "start*" or a plain name, and str does these much faster
-    than a regular expression with many branches; what is left becomes one expression.
+    Most names match nothing, so most are let go after a look at their first two letters: only
+    patterns that begin with a wildcard have to be tried on every name.
     """
 
     def __init__(self, patterns):
         self.patterns = tuple(str(pattern) for pattern in patterns)
-        plain, starts, ends, others = set(), [], [], []
-        for pattern in self.patterns:
-            low = pattern.lower()
-            if not _has_wildcard(low):
-                plain.add(low)
-            elif low.endswith("*") and not _has_wildcard(low[:-1]):
-                starts.append(low[:-1])
+        heads, headed, ends, others = set(), [], [], []
+        for low in (pattern.lower() for pattern in self.patterns):
+            if not _has_wildcard(low[:2]):
+                heads.add(low[:2])
+                headed.append(_glob_expression(low))
             elif low.startswith("*") and not _has_wildcard(low[1:]):
                 ends.append(low[1:])
             else:
                 others.append(_glob_expression(low))
-        self._plain, self._starts, self._ends = plain, tuple(starts), tuple(ends)
-        self._others = re.compile("|".join(others)) if others else None
+        self._heads, self._headed = frozenset(heads), _any_expression(headed)
+        self._ends, self._others = tuple(ends), _any_expression(others)
         self._singles = None
 
     def match(self, name: str) -> bool:
         low = name.lower()
         return (
-            low in self._plain or low.startswith(self._starts) or low.endswith(self._ends)
+            (low[:2] in self._heads and self._headed.match(low) is not None)
+            or low.endswith(self._ends)
             or (self._others is not None and self._others.match(low) is not None)
         )
 
     def first(self, name: str) -> str | None:
         """The first pattern that matches, as it was written."""
         if self._singles is None:  # compiling each alone takes a while and is rarely needed
-            self._singles = [re.compile(_glob_expression(low.lower())) for low in self.patterns]
+            self._singles = [re.compile(_glob_expression(one.lower())) for one in self.patterns]
         low = name.lower()
         return next(
             (pattern for pattern, single in zip(self.patterns, self._singles) if single.match(low)),
@@ -180,6 +180,10 @@ class NamePatterns:
 
 def _has_wildcard(pattern: str) -> bool:
     return any(letter in pattern for letter in "*?[")
+
+
+def _any_expression(expressions: list):
+    return re.compile("|".join(expressions)) if expressions else None
 
 
 def _glob_expression(pattern: str) -> str:
@@ -218,27 +222,48 @@ class Classifier:
         for kind, key, default in self._EXTENSION_KEYS:
             for ext in _listed(config, key, default):
                 self._answers.setdefault(normal_extension(ext), (kind, None))
-        self._unknown = ("unknown", None)
         patterns = _listed(config, "junk_patterns", DEFAULT_JUNK_PATTERNS)
         excluded = _listed(config, "junk_exclude_extensions", DEFAULT_JUNK_EXCLUDE_EXTENSIONS)
-        self._junk = NamePatterns(patterns)
         self._never_junk = frozenset(normal_extension(ext) for ext in excluded)
         self._ignored = NamePatterns(_listed(config, "ignore_dirs", DEFAULT_IGNORE_DIRS))
+        self._junk = NamePatterns(patterns)
+        self.fingerprint = self._fingerprint()
+        self._other_junk = self._separate_extensions()
+
+    def _fingerprint(self) -> str:
         relevant = [
             CLASSIFIER_VERSION, sorted(self._answers.items()), self._junk.patterns,
             sorted(self._never_junk),
         ]
         packed = json.dumps(relevant).encode("ascii")
-        self.fingerprint = hashlib.blake2b(packed, digest_size=8).hexdigest()
+        return hashlib.blake2b(packed, digest_size=8).hexdigest()
+
+    def _separate_extensions(self) -> NamePatterns:
+        """Answer patterns like "*.tmp" from the table of extensions; the others are returned."""
+        others = []
+        for pattern in self._junk.patterns:
+            ext = pattern[1:].lower()
+            plain = ext.rfind(".") == 0 and len(ext) > 1 and not _has_wildcard(ext)
+            if pattern[:1] != "*" or not plain:
+                others.append(pattern)
+            elif ext not in self._never_junk and self._answers.get(ext, "?")[0] != "junk":
+                self._answers[ext] = ("junk", f"name matches {pattern}")
+        return NamePatterns(others)
 
     def classify(self, name: str, ext: str) -> tuple:
-        """(kind, reason): the reason says why a file is junk and is None for every other kind."""
-        if ext not in self._never_junk:
-            if self._junk.match(name):
-                return ("junk", f"name matches {self._junk.first(name)}")
-            if ext.startswith(".r") and _SPLIT_ARCHIVE.match(ext):
-                return ("junk", f"part of a split archive ({ext})")
-        return self._answers.get(ext, self._unknown)
+        """(kind, reason): the reason says why a file is junk and is None for every other kind.
+
+        `ext` is what `ext_of` gives for the name.
+        """
+        answer = self._answers.get(ext, _UNKNOWN_ANSWER)
+        if ext in self._never_junk or answer[1] is not None:
+            return answer
+        junk = self._other_junk if ext else self._junk  # ".tmp" alone has no extension
+        if junk.match(name):
+            return ("junk", f"name matches {junk.first(name)}")
+        if ext.startswith(".r") and _SPLIT_ARCHIVE.match(ext):
+            return ("junk", f"part of a split archive ({ext})")
+        return answer
 
     def ignored_dir(self, name: str) -> bool:
         """True for a folder that is never opened."""
