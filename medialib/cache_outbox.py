@@ -1,0 +1,316 @@
+"""What is not delivered yet, in order, and what the host has acknowledged.
+
+The rows themselves are the queue: whatever has a `rev` above the acknowledged one must be sent, and
+a file that changed ten times is sent once. A batch that could not be delivered is kept as a payload
+in `outbox` and sent again first, word for word. Payloads may be dropped at any time: they can be
+made again from the rows.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from dataclasses import dataclass, field
+
+from .base import log
+from .scan_common import ext_of, record_of
+
+OUTBOX_MAX_ROWS = 2000
+OUTBOX_MAX_BYTES = 64 << 20
+BATCH_MAX_BYTES = 4 << 20
+
+RECORD_COLUMNS = (
+    "rev, path, inode_key, size, mtime, ctime, probed, hashed, hash_algo, hash_sample_size,"
+    " sample_hash, full_hash, root_id, kind, reason, moved_from, metadata"
+)
+
+
+@dataclass
+class Batch:
+    """All changes with after_rev < rev <= rev, of one root. `removed` are absolute paths.
+
+    A payload left behind by an older agent has no revs: rev is None then.
+    """
+
+    batch_id: str
+    root: dict
+    after_rev: int | None
+    rev: int | None
+    files: list = field(default_factory=list)
+    removed: list = field(default_factory=list)
+    keys: list = field(default_factory=list)  # the index paths of `files`, in order
+    outbox_id: int | None = None
+
+    def payload(self) -> dict:
+        body = {"batch_id": self.batch_id, **self.root, "phase": self.phase(),
+                "files": self.files, "removed": self.removed}
+        if self.rev is not None:
+            body.update(after_rev=self.after_rev, rev=self.rev)
+        return body
+
+    def phase(self) -> int:
+        return 2 if self.files and all("metadata" in record for record in self.files) else 1
+
+    def size(self) -> int:
+        return len(self.files) + len(self.removed)
+
+
+class Outbox:
+    """The delivery side of an AgentCache; one thread delivers."""
+
+    def __init__(self, cache):
+        self.cache = cache
+        self.store = cache.store
+        self.library_id: str | None = None
+        # Until the host says otherwise, it knows what the library it last was knew.
+        self.acked = self._last_acked()
+
+    def _last_acked(self) -> int:
+        row = self.store.one("SELECT value FROM agent_meta WHERE key = 'library_id'")
+        if row is None:
+            return 0
+        self.library_id = row[0]
+        row = self.store.one("SELECT acked FROM library WHERE library_id = ?", (row[0],))
+        return row[0] if row else 0
+
+    # -- agreement with the host -----------------------------------------------------------------
+
+    def align(self, library_id: str, last_rev: int | None) -> None:
+        """Go by what the host says it holds of this agent's numbering.
+
+        Less than was acknowledged, or a new library: everything above is sent again. More: this
+        cache was cleared or restored from an old copy; what is undelivered is numbered anew above.
+        None (a host that keeps no number): what was acknowledged to that library stands.
+        """
+        with self.store.atomic() as db:
+            if library_id != self.library_id:
+                row = db.execute("SELECT acked FROM library WHERE library_id = ?",
+                                 (library_id,)).fetchone()
+                self._set_library(db, library_id, row[0] if row else 0)
+            if last_rev is not None and last_rev < self.acked:
+                log.info("the host knows less than before: sending it again from the cache")
+                self._set_acked(db, last_rev)
+                self.drop_payloads(db)
+            elif last_rev is not None and last_rev > self.acked:
+                self._shift_above(db, last_rev)
+
+    def _set_library(self, db, library_id: str, acked: int) -> None:
+        self.library_id = library_id
+        db.execute("INSERT OR REPLACE INTO agent_meta VALUES ('library_id', ?)", (library_id,))
+        self.drop_payloads(db)
+        # Another host may lack whatever this one has: every root's end is due to it.
+        db.execute("UPDATE agent_root SET end_due = 1 WHERE scan_json IS NOT NULL")
+        for root in self.cache.roots.all():
+            root.end_due = int(root.scan_json is not None)
+        self._set_acked(db, acked)
+
+    def _set_acked(self, db, acked: int) -> None:
+        self.acked = acked
+        db.execute("INSERT OR REPLACE INTO library VALUES (?, ?)", (self.library_id, acked))
+
+    def _shift_above(self, db, last_rev: int) -> None:
+        shift = last_rev - self.acked
+        for table in ("agent_index", "removed"):
+            db.execute(f"UPDATE {table} SET rev = rev + ? WHERE rev > ?", (shift, self.acked))
+        self.cache.rev = max(self.cache.rev + shift, last_rev)
+        self.drop_payloads(db)
+        self._set_acked(db, last_rev)
+
+    def drop_payloads(self, db) -> None:
+        db.execute("DELETE FROM outbox WHERE rev >= 0")
+
+    # -- the next batch --------------------------------------------------------------------------
+
+    def next_batch(self, limit: int) -> Batch | None:
+        """The oldest undelivered batch: a kept payload, else made from the rows; None when done."""
+        with self.store.lock:
+            kept = self.store.one("SELECT id, batch_id, payload_json, after_rev, rev FROM outbox"
+                                  " ORDER BY id LIMIT 1")
+            if kept is not None:
+                batch = self._kept_batch(*kept)
+                if batch is not None:
+                    return batch
+            return self._make_batch(self.acked, limit)
+
+    def _kept_batch(self, outbox_id, batch_id, payload_json, after_rev, rev) -> Batch | None:
+        try:
+            body = json.loads(payload_json)
+            files, removed = body["files"], body.get("removed") or []
+        except (ValueError, TypeError, KeyError):
+            self.forget_payload(outbox_id)
+            return None
+        if rev < 0:
+            after_rev = rev = None
+        elif after_rev != self.acked:
+            with self.store.atomic() as db:
+                self.drop_payloads(db)
+            return None
+        root = {key: body.get(key) for key in ("root", "volume", "volume_path") if key in body}
+        keys = body.get("keys") or [record.get("path") for record in files]
+        return Batch(batch_id, root, after_rev, rev, files, removed, keys, outbox_id)
+
+    def _make_batch(self, after_rev: int, limit: int) -> Batch | None:
+        changes = self._changes(after_rev, limit)
+        if not changes:
+            return None
+        root = self.cache.roots.get(changes[0][1])
+        batch = Batch(str(uuid.uuid4()), {"root": root.path, "volume": root.volume,
+                                          "volume_path": root.volume_path}, after_rev, after_rev)
+        size_bytes = 0
+        for rev, root_id, row, gone in changes:
+            size_bytes += len(row[16] or "") + 400 if row else 200
+            if root_id != root.id or (size_bytes > BATCH_MAX_BYTES and batch.size()):
+                break
+            if row is None:
+                batch.removed.append(root_wire_path(root, gone))
+            else:
+                self._add_record(batch, root, row)
+            batch.rev = rev
+        return batch
+
+    def _changes(self, after_rev: int, limit: int) -> list:
+        """[(rev, root_id, row or None, removed path or None)] in the order of rev."""
+        rows = self.store.rows(f"SELECT {RECORD_COLUMNS} FROM agent_index WHERE rev > ?"
+                               " ORDER BY rev LIMIT ?", (after_rev, limit))
+        gone = self.store.rows("SELECT rev, root_id, path FROM removed WHERE rev > ?"
+                               " ORDER BY rev LIMIT ?", (after_rev, limit))
+        changes = [(row[0], row[12], row, None) for row in rows]
+        if gone:
+            changes += [(rev, root_id, None, path) for rev, root_id, path in gone]
+            changes.sort(key=change_rev)
+        return changes[:limit]
+
+    def _add_record(self, batch: Batch, root, row: tuple) -> None:
+        (_, path, inode_key, size, mtime, ctime, probed, hashed, algo, sample_size, sample, full,
+         _, kind, reason, moved_from, metadata) = row
+        hashes = None
+        if hashed:
+            hashes = {"algo": algo, "sample_size": sample_size, "sample_hash": sample,
+                      "full_hash": full}
+        wire_path = root_wire_path(root, path)
+        record = record_of(
+            kind=kind, path=wire_path, size=size, mtime=mtime, ctime=ctime, inode_key=inode_key,
+            ext=ext_of(wire_path.rpartition("/")[2]), reason=reason, hashes=hashes,
+            metadata=json.loads(metadata) if probed and metadata else None)
+        if moved_from:
+            self._add_move(batch, record, moved_from, root)
+        if self.cache.error_count:
+            self._add_error(record, path)
+        batch.files.append(record)
+        batch.keys.append(path)
+
+    def _add_move(self, batch: Batch, record: dict, moved_from: str, root) -> None:
+        record["moved_from"] = root_wire_path(root, moved_from)
+        if not moved_from.startswith(root.prefix()):
+            return
+        # Nothing lies at the old path now: said here, whatever the host had there.
+        if self.store.one("SELECT 1 FROM agent_index WHERE path = ?", (moved_from,)) is None:
+            batch.removed.append(record["moved_from"])
+
+    def _add_error(self, record: dict, path: str) -> None:
+        row = self.store.one("SELECT stage, class, message FROM agent_error WHERE path = ?"
+                             " AND class != 'unfinished' LIMIT 1", (path,))
+        if row is not None:
+            record["error"] = {"stage": row[0], "class": row[1], "message": row[2]}
+
+    # -- keeping and acknowledging ---------------------------------------------------------------
+
+    def keep(self, batch: Batch) -> None:
+        """Put a batch that could not be delivered into the outbox, to be sent again as it is."""
+        if batch.outbox_id is not None or batch.rev is None:
+            return
+        with self.store.atomic() as db:
+            self._insert_payload(db, batch)
+
+    def _insert_payload(self, db, batch: Batch) -> int:
+        body = {**batch.payload(), "keys": batch.keys}
+        text = json.dumps(body, separators=(",", ":"))
+        batch.outbox_id = db.execute(
+            "INSERT INTO outbox (batch_id, payload_json, created_at, after_rev, rev)"
+            " VALUES (?, ?, ?, ?, ?)",
+            (batch.batch_id, text, self.cache.clock(), batch.after_rev, batch.rev)).lastrowid
+        return len(text)
+
+    def pack(self, limit: int) -> None:
+        """While the host is away: put what is undelivered behind the kept payloads, within bounds.
+        What does not fit stays in the rows and is sent from there.
+        """
+        while True:
+            with self.store.atomic() as db:
+                count, size_bytes, last = db.execute(
+                    "SELECT count(*), coalesce(sum(length(payload_json)), 0), max(rev)"
+                    " FROM outbox WHERE rev >= 0").fetchone()
+                if count >= OUTBOX_MAX_ROWS or size_bytes >= OUTBOX_MAX_BYTES:
+                    return
+                batch = self._make_batch(self.acked if last is None else last, limit)
+                if batch is None:
+                    return
+                self._insert_payload(db, batch)
+
+    def acknowledge(self, batch: Batch, errors: list) -> None:
+        """The host has committed this batch, apart from the records it names in `errors`."""
+        with self.store.atomic() as db:
+            if batch.outbox_id is not None:
+                db.execute("DELETE FROM outbox WHERE id = ?", (batch.outbox_id,))
+            if batch.rev is not None:
+                self._set_acked(db, batch.rev)
+                db.execute("DELETE FROM removed WHERE rev <= ?", (batch.rev,))
+            for error in errors:
+                self._quarantine(db, batch, error)
+            self.cache.roots.store_totals(db)
+
+    def _quarantine(self, db, batch: Batch, error: dict) -> None:
+        index = error.get("index")
+        if not isinstance(index, int) or not 0 <= index < len(batch.keys):
+            return
+        path, reason = batch.keys[index], str(error.get("error") or "refused")[:300]
+        row = db.execute("SELECT root_id, size, digest, rejected, rev FROM agent_index"
+                         " WHERE path = ?", (path,)).fetchone()
+        if row is None or (batch.rev is not None and row[4] > batch.rev):
+            return  # it has changed since; the new version is judged on its own
+        log.warning("the host does not take %s: %s", path, reason)
+        if row[3] is None:
+            self.cache.roots.subtract(row[0], row[1], row[2])
+        db.execute("UPDATE agent_index SET rejected = ? WHERE path = ?", (reason, path))
+
+    def forget_payload(self, outbox_id: int) -> None:
+        with self.store.atomic() as db:
+            db.execute("DELETE FROM outbox WHERE id = ?", (outbox_id,))
+
+    def send_again(self, folder_id: int) -> None:
+        """Number all rows of a folder anew, so that they are delivered again."""
+        with self.store.atomic() as db:
+            rows = db.execute("SELECT rowid FROM agent_index WHERE folder_id = ?"
+                              " AND rejected IS NULL", (folder_id,)).fetchall()
+            db.executemany("UPDATE agent_index SET rev = ? WHERE rowid = ?",
+                           [(self.cache.next_rev(), row[0]) for row in rows])
+
+    def remove_path(self, root, path: str) -> None:
+        """Tell the host that nothing lies at this path (an index path)."""
+        with self.store.atomic() as db:
+            db.execute("INSERT OR REPLACE INTO removed VALUES (?, ?, ?)",
+                       (path, root.id, self.cache.next_rev()))
+
+    def undelivered(self, at_most: int = 100_000) -> int:
+        """How many rows and removals the host has not acknowledged (counted up to `at_most`)."""
+        total = 0
+        for table in ("agent_index", "removed"):
+            total += self.store.one(f"SELECT count(*) FROM (SELECT 1 FROM {table} WHERE rev > ?"
+                                    " LIMIT ?)", (self.acked, at_most))[0]
+        return total + self.store.one("SELECT count(*) FROM outbox WHERE rev < 0")[0]
+
+
+def change_rev(change: tuple) -> int:
+    return change[0]
+
+
+def root_wire_path(root, path: str) -> str:
+    """The absolute path the host knows: that of the index, or of a parked root's last place."""
+    if not root.parked:
+        return path
+    prefix = root.prefix()
+    if not path.startswith(prefix):
+        return path
+    return f"{root.path.rstrip('/')}/{path[len(prefix):]}"
+
+

@@ -1,0 +1,322 @@
+"""Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+
+Post first, then mark: a kill in between sends a batch twice, which changes nothing, and never
+loses one. At the end of a root both sides compare count and digest; on difference the folders that
+differ are sent again and what only the host has is reported as gone.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import uuid
+
+from .agent_cache import Facts, PutFile, PutFolder
+from .base import StoreError, log
+from .http_client import Backoff, PeerError, PeerRefused
+from .scan_common import join_rel
+
+IDLE_POLL_S = 30.0
+BACKOFF_FIRST_S = 0.5
+BACKOFF_TOP_S = 15.0
+RECONCILE_ROUNDS = 3
+LIST_PAGE = 500
+NAMES_PAGE = 2000
+
+
+class Delivery:
+    """One background thread that brings everything undelivered to the host."""
+
+    def __init__(self, cache, link, transport, identity, instance: str, settings, *,
+                 is_scanning=lambda: False):
+        self.cache = cache
+        self.link = link
+        self.transport = transport
+        self.identity = identity
+        self.instance = instance
+        self.settings = settings  # () -> the present configuration
+        self.is_scanning = is_scanning
+        self.uploaded = self.batches = self.errors = self.sent_bytes = 0
+        self.waiting = 0  # batches not acknowledged yet, about; counted when something changed
+        self.idle = threading.Event()
+        self.attempts_failed = 0
+        self._asked = 0  # counts the calls of wake: idle is only said of the last one
+        self._wake = threading.Event()
+        self._stop = threading.Event()
+        self._limit: int | None = None
+        self._rounds: dict = {}
+        self._backoff = Backoff(BACKOFF_FIRST_S, BACKOFF_TOP_S)
+        self._thread = threading.Thread(target=self._loop, name="delivery", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 4.0) -> None:
+        self._stop.set()
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+
+    def wake(self) -> None:
+        """Something new is in the cache, or the host was heard of."""
+        self._asked += 1
+        self.idle.clear()
+        self._wake.set()
+
+    def _loop(self) -> None:
+        while not self._stop.is_set():
+            wait_s = self._run_once()
+            self._wake.wait(wait_s)
+            self._wake.clear()
+            if wait_s < IDLE_POLL_S and not self._stop.is_set() and not self.link.reachable:
+                # Do not let a busy scanner wake us out of the pause that the host needs.
+                self._stop.wait(min(wait_s, BACKOFF_FIRST_S))
+
+    def _count_waiting(self) -> None:
+        size = self._limit or self.settings()["agent_batch_size"]
+        self.waiting = -(-self.cache.outbox.undelivered() // size)
+
+    def _run_once(self) -> float:
+        """Deliver what there is; how long to wait then, in seconds."""
+        asked = self._asked
+        try:
+            self._count_waiting()
+            self.deliver_all()
+            self.attempts_failed = 0
+            self._backoff.reset()
+            self.waiting = 0
+            if asked == self._asked:
+                self.idle.set()
+            return IDLE_POLL_S
+        except PeerError as error:
+            self.link.lost(error)
+            self.attempts_failed += 1
+            self.errors += 1
+            self._keep_what_waits()
+            return self._backoff.next(getattr(error, "retry_after_s", None))
+        except StoreError as error:
+            log.error("%s", error)
+            self.errors += 1
+            return self._backoff.next(None)
+        except Exception:
+            log.exception("delivery failed")
+            self.errors += 1
+            return self._backoff.next(None)
+
+    def _keep_what_waits(self) -> None:
+        try:
+            self.cache.outbox.pack(self.settings()["agent_batch_size"])
+            self._count_waiting()
+        except StoreError as error:
+            log.warning("undelivered batches stay in the index only: %s", error)
+
+    # -- batches ---------------------------------------------------------------------------------
+
+    def deliver_all(self) -> None:
+        """Everything, and the ends of roots that are due. Raises PeerError when the host fails."""
+        while not self._stop.is_set():
+            if not self.link.greeted:
+                self.link.hello()
+                self.transport.older = self.link.older
+            batch = self.cache.outbox.next_batch(self._limit or self.settings()["agent_batch_size"])
+            if batch is not None:
+                self._send(batch)
+            elif not self._send_root_ends():
+                return
+
+    def _send(self, batch) -> None:
+        body = {**batch.payload(), "agent": self._agent()}
+        try:
+            answer = self.transport.batch(body, gzip=self.settings()["agent_gzip"])
+        except PeerRefused as refused:
+            self._refused(batch, refused)
+            return
+        except PeerError:
+            self.cache.outbox.keep(batch)
+            raise
+        errors = answer.get("errors")
+        self.cache.outbox.acknowledge(batch, errors if isinstance(errors, list) else [])
+        self._limit = None
+        self.batches += 1
+        self.uploaded += len(batch.files)
+        self.sent_bytes = self.transport.sent_bytes
+
+    def _agent(self) -> dict:
+        return {"id": self.identity.id, "name": self.identity.name, "instance": self.instance}
+
+    def _refused(self, batch, refused: PeerRefused) -> None:
+        """A host that answers, but does not take this batch."""
+        answer = refused.answer or {}
+        if refused.status == 409 and isinstance(answer.get("last_rev"), int):
+            self.cache.outbox.align(self.link.library_id, answer["last_rev"])
+            return
+        if refused.status in (400, 413, 415, 422):
+            self._halve(batch, refused)
+            return
+        self.cache.outbox.keep(batch)
+        if refused.status == 409:
+            self.link.greeted = False
+        raise refused
+
+    def _halve(self, batch, refused: PeerRefused) -> None:
+        """Find the record that the host cannot take, by halves, and set it apart."""
+        self.errors += 1
+        if batch.outbox_id is not None:
+            self.cache.outbox.forget_payload(batch.outbox_id)
+        if batch.rev is None:
+            log.error("an old undelivered batch is refused and dropped: %s", refused)
+            return
+        if batch.size() > 1:
+            self._limit = max(1, batch.size() // 2)
+            return
+        log.error("the host refuses one record: %s", refused)
+        errors = [{"index": 0, "error": f"{refused.status} {refused.error}"}]
+        self.cache.outbox.acknowledge(batch, errors if batch.files else [])
+
+    # -- the end of a root -----------------------------------------------------------------------
+
+    def _send_root_ends(self) -> bool:
+        """Compare each finished root with the host. True if there may be something to send now."""
+        with self.cache.store.lock:
+            due = [root for root in self.cache.roots.all() if root.end_due]
+        for root in due:
+            if self.link.older:
+                self.cache.roots.save(root, end_due=0)
+            elif not self._send_root_end(root):
+                return True
+        return False
+
+    def _send_root_end(self, root) -> bool:
+        """True when the host holds exactly what this agent knows of the root."""
+        with self.cache.store.lock:
+            if self.cache.outbox.undelivered(1):
+                return False
+            end = {**root.scan(), "files": root.files, "bytes": root.bytes,
+                   "digest": f"{root.digest:016x}"}
+            marked = root.end_due
+        body = {"batch_id": str(uuid.uuid4()), "agent": self._agent(), **root_body(root),
+                "phase": 1, "files": [], "removed": [], "end_of_root": end,
+                "after_rev": self.cache.outbox.acked, "rev": self.cache.outbox.acked}
+        try:
+            answer = self.transport.batch(body)
+        except PeerRefused as refused:
+            if refused.status == 409 and isinstance((refused.answer or {}).get("last_rev"), int):
+                self.cache.outbox.align(self.link.library_id, refused.answer["last_rev"])
+                return False
+            raise
+        rounds = self._rounds.pop(root.id, 0)
+        if answer.get("in_step", True):
+            if root.end_due == marked:
+                self.cache.roots.save(root, end_due=0)
+            return True
+        if rounds >= RECONCILE_ROUNDS:
+            log.error("%s: the host still holds something else after %d comparisons; the next scan"
+                      " tries again", root.path, rounds)
+            self.errors += 1
+            self.cache.roots.save(root, end_due=0)
+            return True
+        self._rounds[root.id] = rounds + 1
+        log.info("%s: the host holds something else; comparing folder by folder", root.path)
+        self.reconcile(root)
+        return False
+
+    def reconcile(self, root) -> None:
+        """Send again the folders that differ and report what only the host has."""
+        matching = bytearray((self.cache.store.one("SELECT max(id) FROM agent_folder")[0] or 0) + 1)
+        after = 0
+        while after is not None:
+            page = self.transport.folders({"agent": self._agent(), **root_body(root),
+                                           "after": after, "limit": LIST_PAGE})
+            for folder in page["folders"]:
+                self._compare_folder(root, folder, matching)
+            after = page.get("next")
+        last = 0
+        while True:
+            mine = self.cache.roots.folders(root.id, last, 1000)
+            if not mine:
+                return
+            last = mine[-1][0]
+            for folder_id, _ in mine:
+                if folder_id >= len(matching) or not matching[folder_id]:
+                    self.cache.outbox.send_again(folder_id)
+
+    def adopt(self, path: str, info) -> None:
+        """Fill the cache with what the host knows of a root that another agent catalogued, so that
+        nothing is read again. Rows whose file is another one now are found by the scan.
+        """
+        root = self.cache.roots.identify(path, info)
+        if root.files:
+            return
+        after, count = 0, 0
+        while after is not None:
+            page = self.transport.folders({"agent": self._agent(), **root_body(root),
+                                           "after": after, "limit": LIST_PAGE})
+            for folder in page["folders"]:
+                count += self._adopt_folder(root, folder["path"])
+            after = page.get("next")
+        log.info("%s: took over %d files from the catalogue", root.path, count)
+
+    def _adopt_folder(self, root, rel: str) -> int:
+        folder_id, changes = adopted_folders(self.cache, root, rel)
+        after, count = "", 0
+        while after is not None:
+            page = self.transport.names({"agent": self._agent(), **root_body(root), "folder": rel,
+                                         "after": after, "limit": LIST_PAGE, "full": True})
+            changes += [adopted_file(root, folder_id, rel, file) for file in page["files"]]
+            count += len(page["files"])
+            self.cache.commit(changes)
+            changes = []
+            after = page.get("next")
+        return count
+
+    def _compare_folder(self, root, folder: dict, matching: bytearray) -> None:
+        rel = folder["path"]
+        folder_id = self.cache.roots.folder_id(root.id, rel)
+        files, digest = self.cache.roots.folder_digest(folder_id)
+        if (files, f"{digest:016x}") == (folder["files"], folder["digest"]):
+            if folder_id is not None:
+                matching[folder_id] = 1
+            return
+        after = ""
+        while after is not None:
+            page = self.transport.names({"agent": self._agent(), **root_body(root), "folder": rel,
+                                         "after": after, "limit": NAMES_PAGE, "full": False})
+            paths = [root.file_path(join_rel(rel, file["name"])) for file in page["files"]]
+            known = self.cache.files_at(paths)
+            for path in paths:
+                if path not in known:
+                    self.cache.outbox.remove_path(root, path)
+            after = page.get("next")
+
+
+def adopted_folders(cache, root, rel: str) -> tuple:
+    """(the folder's number, changes that make it and the folders above it)."""
+    changes, parent = [], None
+    parts = rel.split("/") if rel else []
+    for depth in range(len(parts) + 1):
+        above = "/".join(parts[:depth])
+        folder_id = cache.roots.folder_id(root.id, above)
+        if folder_id is None:
+            folder_id = cache.roots.new_folder_id()
+            changes.append(PutFolder(folder_id, root.id, parent, above))
+        parent = folder_id
+    return parent, changes
+
+
+def adopted_file(root, folder_id: int, rel: str, file: dict) -> PutFile:
+    """The host's record of a file as a row of the cache."""
+    rel_path = join_rel(rel, file["name"])
+    hashes, metadata = file.get("hashes"), file.get("metadata")
+    facts = None
+    if hashes:
+        facts = Facts(hashes["algo"], hashes["sample_size"], hashes["sample_hash"],
+                      hashes.get("full_hash"), 0.0)
+    return PutFile(root.id, folder_id, root.file_path(rel_path), rel_path, file["size"],
+                   file["mtime"], file["ctime"], file["inode_key"], file["kind"],
+                   file.get("reason"), facts, metadata=json.dumps(metadata) if metadata else None,
+                   probed=bool(metadata))
+
+
+def root_body(root) -> dict:
+    """How a message names its root."""
+    return {"root": root.path, "volume": root.volume, "volume_path": root.volume_path}

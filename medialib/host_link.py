@@ -1,0 +1,168 @@
+"""The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+
+A host that speaks only the original part of the protocol answers hello with 404; it is then asked
+for its configuration and gets plain batches.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+
+from .base import PROTOCOL, VERSION, log
+from .http_client import JsonClient, NotMedialib, PeerError, PeerRefused
+from .settings import clean_settings, default_settings
+
+OLDER_KINDS = ("video", "image", "subtitle", "xml", "other", "unknown", "junk")
+OLDER_KEYS = ("kind", "path", "size", "mtime", "ctime", "inode_key", "ext", "reason", "hashes",
+              "metadata")
+BATCH_TIMEOUT_S = 120.0
+HELLO_TIMEOUT_S = 20.0
+
+
+class HttpTransport:
+    """The host's calls, for one thread. Raises PeerError and its kinds."""
+
+    def __init__(self, url: str, cafile: str | None = None):
+        self.url = url
+        self.client = JsonClient(url, timeout_s=HELLO_TIMEOUT_S, cafile=cafile)
+        self.older = False
+        self.sent_bytes = 0
+
+    def hello(self, body: dict) -> dict:
+        try:
+            answer = self.client.post("/ingest/hello", body)
+        except PeerRefused as refused:
+            if refused.status not in (404, 405):
+                raise
+            return self._older_hello()
+        except NotMedialib as error:
+            if error.status not in (404, 405):
+                raise
+            return self._older_hello()
+        self.older = False
+        return answer
+
+    def _older_hello(self) -> dict:
+        """What an older host tells with its configuration, in the shape of hello's answer."""
+        try:
+            config = self.client.get("/ingest/config", need_ok=False)
+        except PeerRefused as refused:
+            raise NotMedialib(self.url, refused.status, "it knows no /ingest/config") from refused
+        if not any(key in config for key in ("hash_algo", "remote_roots", "batch_size")):
+            raise NotMedialib(self.url, 200, "its /ingest/config is no configuration")
+        self.older = "medialib" not in config
+        return {"ok": True, "library_id": f"older:{self.url}", "config": config, "last_rev": None,
+                "commands": []}
+
+    def batch(self, body: dict, gzip: bool = False) -> dict:
+        if self.older:
+            body = {"batch_id": body["batch_id"],
+                    "files": [older_record(record) for record in body["files"]]}
+            gzip = False
+        answer = self.client.post("/ingest/batch", body, gzip=gzip, timeout_s=BATCH_TIMEOUT_S,
+                                  need_ok=not self.older)
+        self.sent_bytes += sum(len(record["path"]) + 300 for record in body["files"])
+        return answer
+
+    def folders(self, body: dict) -> dict:
+        return self.client.post("/ingest/folders", body, timeout_s=BATCH_TIMEOUT_S)
+
+    def names(self, body: dict) -> dict:
+        return self.client.post("/ingest/names", body, timeout_s=BATCH_TIMEOUT_S)
+
+
+def older_record(record: dict) -> dict:
+    """A record as older hosts know it: no keys and no kinds that came later."""
+    old = {key: record[key] for key in OLDER_KEYS if key in record}
+    if old["kind"] not in OLDER_KINDS:
+        old["kind"] = "other"
+    return old
+
+
+class HostLink:
+    """What is known of the host: whether it answers, which library it is, what it wants.
+
+    `lock` guards hello, which several threads call; the plain attributes are replaced as a whole.
+    """
+
+    def __init__(self, transport, cache, describe, *, on_new_id=None, clock=time.time):
+        self.transport = transport
+        self.cache = cache
+        self.describe = describe  # () -> the body of hello
+        self.on_new_id = on_new_id
+        self.clock = clock
+        self.lock = threading.Lock()
+        self.reachable = False
+        self.greeted = False
+        self.older = False
+        self.library_id: str | None = None
+        self.problem: str | None = None
+        self.transferred: list = []
+        self.config, _ = clean_settings(self._saved_config())
+
+    def _saved_config(self) -> dict:
+        try:
+            saved = json.loads(self.cache.get_meta("config") or "null")
+        except ValueError:
+            saved = None
+        return saved if isinstance(saved, dict) else default_settings()
+
+    def hello(self) -> list:
+        """Say hello; the commands the host has for this agent. Raises PeerError when it is away."""
+        with self.lock:
+            try:
+                answer = self.transport.hello(self.describe())
+            except PeerRefused as refused:
+                self._refused(refused)
+                raise
+            except PeerError as error:
+                self.lost(error)
+                raise
+            return self._greeted(answer)
+
+    def _refused(self, refused: PeerRefused) -> None:
+        self.lost(refused)
+        new_id = (refused.answer or {}).get("new_id")
+        if refused.status == 409 and new_id and self.on_new_id is not None:
+            log.warning("another machine uses this agent's id (a copied home folder?): this one"
+                        " goes on under a new id")
+            self.on_new_id(new_id)
+
+    def _greeted(self, answer: dict) -> list:
+        self.older = bool(getattr(self.transport, "older", False))
+        self.library_id = str(answer.get("library_id") or f"older:{PROTOCOL}")
+        last_rev = answer.get("last_rev")
+        self.cache.outbox.align(self.library_id, last_rev if isinstance(last_rev, int) else None)
+        self._take_config(answer.get("config") or {})
+        self.transferred = [root for root in answer.get("roots") or []
+                            if isinstance(root, dict) and root.get("transferred")]
+        if not self.reachable:
+            log.info("connected to the host%s", " (an older one)" if self.older else "")
+        self.reachable, self.greeted, self.problem = True, True, None
+        return [command for command in answer.get("commands") or [] if isinstance(command, dict)]
+
+    def _take_config(self, raw: dict) -> None:
+        config, complaints = clean_settings(raw)
+        for complaint in complaints:
+            log.warning("the host's configuration: %s", complaint)
+        if config != self.config:
+            self.config = config
+            self.cache.set_meta("config", json.dumps(config))
+
+    def lost(self, error) -> None:
+        """The host did not answer, or not as it should."""
+        text = str(error)
+        if self.reachable or text != self.problem:
+            log.warning("the host cannot be used now: %s", text)
+        self.reachable, self.greeted, self.problem = False, False, text
+
+
+def about_agent(identity, *, port, instance, hash_algos, ffprobe, roots, python, platform) -> dict:
+    """The "agent" part of hello."""
+    return {
+        "id": identity.id, "name": identity.name, "port": port, "version": VERSION,
+        "protocol": PROTOCOL, "python": python, "platform": platform, "hash_algos": hash_algos,
+        "ffprobe": ffprobe.version if ffprobe else None, "instance": instance, "roots": roots,
+    }

@@ -1,0 +1,253 @@
+"""Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+
+Neither walks the tree: the rows say what is waiting, so that a second run finds nothing to do.
+What is about to be tried is written down first, so that a file that ends the program counts as tried.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from typing import NamedTuple
+
+from .agent_cache import Described, Failure, FullHash
+from .ffprobe import ProbeFailed, probe_file
+from .hashing import FileChanging, full_hash_file
+from .scan_common import inode_key, same_version, to_native
+from .scan_pipeline import (
+    MOST_ATTEMPTS,
+    ChangeBuffer,
+    error_class,
+    error_text,
+    retry_time,
+)
+from .scan_plan import STAT_WORK, ReaderPermits
+
+PASS_CHUNK_ROWS = 200
+
+
+class WaitingFile(NamedTuple):
+    """A row that waits for this pass; the columns are those of AgentCache.waiting."""
+
+    path: str
+    inode_key: str
+    size: int
+    full_hash: str | None
+    sample_hash: str | None
+    algo: str | None
+    sample_size: int | None
+
+
+class FileStamp(NamedTuple):
+    """A file's size and identity, as hashing wants them."""
+
+    size: int
+    inode_key: str
+
+
+class CachePass:
+    """Takes the waiting rows of one root through a bounded pool, in whatever order they finish."""
+
+    stage = ""
+
+    def __init__(self, cache, root, info, plan, stats, control, *, on_stored=None,
+                 clock=time.time):
+        self.cache = cache
+        self.root = root
+        self.plan = plan
+        self.stats = stats
+        self.control = control
+        self.clock = clock
+        self.readers = plan.readers(info)
+        self.permits = ReaderPermits(self.readers, plan.adaptive)
+        self.buffer = ChangeBuffer(cache, plan.batch_size, on_stored or list)
+
+    def keep_going(self) -> bool:
+        return self.control.keep_going()
+
+    def run(self) -> None:
+        with ThreadPoolExecutor(max_workers=self.readers, thread_name_prefix=self.stage) as pool:
+            running = {}
+            try:
+                for row in self.rows():
+                    if not self.keep_going():
+                        break
+                    if self.is_settled(row):
+                        continue
+                    self.begin(row)
+                    running[pool.submit(self.work, row)] = row
+                    while len(running) >= self.permits.limit:
+                        self.collect(running)
+            finally:
+                while running:
+                    self.collect(running)
+                self.buffer.flush()
+
+    def rows(self):
+        after = ""
+        while True:
+            rows = self.cache.waiting(self.stage, self.root.id, after, PASS_CHUNK_ROWS)
+            if not rows:
+                return
+            for row in rows:
+                yield WaitingFile(*row)
+            after = rows[-1][0]
+
+    def is_settled(self, row) -> bool:
+        """Whether this row need not be worked on now."""
+        raise NotImplementedError
+
+    def begin(self, row) -> None:
+        self.stats.workers = self.permits.limit
+        self.stats.current_path = row.path
+        self.cache.begin_attempt(self.failure(row, "unfinished", "under way when the program ended"))
+
+    def work(self, row):
+        """In a worker: the result, or the exception as a value."""
+        raise NotImplementedError
+
+    def store(self, row, outcome) -> None:
+        raise NotImplementedError
+
+    def collect(self, running: dict) -> None:
+        done, _ = wait(list(running), timeout=1.0, return_when=FIRST_COMPLETED)
+        for future in done:
+            row = running.pop(future)
+            self.store(row, future.result())
+            self.permits.note(self.work_size(row))
+            self.stats.last_progress = time.monotonic()
+        self.buffer.flush_if_due()
+
+    def work_size(self, row) -> int:
+        return STAT_WORK
+
+    def failure(self, row, failure_class: str, message: str, next_try=None) -> Failure:
+        return Failure(self.root.id, row.path, self.stage, row.inode_key, failure_class, message,
+                       self.tool(), next_try)
+
+    def tool(self) -> str | None:
+        return None
+
+    def forget_attempt(self, row) -> None:
+        """Neither done nor failed: the agent was asked to stop, or the file is another one now."""
+        self.cache.end_attempts([(row.path, self.stage)])
+
+    def is_same_file(self, row) -> bool:
+        try:
+            return same_version(inode_key(os.lstat(to_native(row.path))), row.inode_key,
+                                self.inodes_stable)
+        except (OSError, ValueError):
+            return False
+
+    inodes_stable = True
+
+
+class ProbePass(CachePass):
+    """Pass 2: ffprobe for each video that was not described yet."""
+
+    stage = "probe"
+
+    def tool(self) -> str | None:
+        return self.plan.ffprobe.version
+
+    def is_settled(self, row) -> bool:
+        known = self.cache.described_copy(row.full_hash) or self._same_inode(row)
+        if known is not None:
+            self.buffer.add(Described(row.path, row.inode_key, known))
+            self.buffer.flush_if_due()
+            return True
+        failure = self.cache.failure(row.path, self.stage)
+        if failure is None or failure[0] != row.inode_key or failure[4] != self.tool():
+            return False
+        return failure[1] != "unfinished" or failure[2] >= MOST_ATTEMPTS
+
+    def _same_inode(self, row) -> str | None:
+        """What is known of another name of the same file."""
+        for content in self.cache.same_content(row.inode_key):
+            if content.probed and content.metadata and content.path != row.path:
+                return content.metadata
+        return None
+
+    def work(self, row):
+        try:
+            return probe_file(self.plan.ffprobe, to_native(row.path), stop=self.control.stop)
+        except (ProbeFailed, OSError) as error:
+            return error
+
+    def store(self, row, outcome) -> None:
+        if isinstance(outcome, Exception):
+            self._failed(row, outcome)
+            return
+        if not self.is_same_file(row):
+            self.forget_attempt(row)  # replaced meanwhile: the next scan sees the new one
+            return
+        self.stats.probed += 1
+        self.buffer.add(Described(row.path, row.inode_key, json.dumps(outcome)))
+
+    def _failed(self, row, error) -> None:
+        if self.control.stop.is_set() or not self.is_same_file(row):
+            self.forget_attempt(row)
+            return
+        self.stats.errors += 1
+        if isinstance(error, OSError):
+            failed = self.failure(row, error_class(error), error_text(error))
+        else:
+            failed = self.failure(row, error.error_class, str(error))
+        self.buffer.add(failed)
+
+
+class FullHashPass(CachePass):
+    """The whole content of files that have only a sample hash, while the window is open."""
+
+    stage = "full"
+
+    def keep_going(self) -> bool:
+        return self.control.keep_going() and self.plan.in_window(self.clock())
+
+    def is_settled(self, row) -> bool:
+        twin = self._same_inode_hash(row)
+        if twin is not None:
+            self.buffer.add(FullHash(row.path, row.inode_key, twin))
+            self.buffer.flush_if_due()
+            return True
+        failure = self.cache.failure(row.path, self.stage)
+        if failure is None or failure[0] != row.inode_key:
+            return False
+        if failure[1] == "unfinished":
+            return failure[2] >= MOST_ATTEMPTS
+        return (failure[3] or 0) > self.clock()
+
+    def _same_inode_hash(self, row) -> str | None:
+        for content in self.cache.same_content(row.inode_key):
+            if content.full_hash and content.hash_algo == row.algo and content.path != row.path:
+                return content.full_hash
+        return None
+
+    def work(self, row):
+        try:
+            return full_hash_file(to_native(row.path), FileStamp(row.size, row.inode_key), row.algo,
+                                  keep_going=self.keep_going, on_bytes=self._read_bytes,
+                                  follow=self.plan.follow_symlinks)
+        except (OSError, FileChanging) as error:
+            return error
+
+    def _read_bytes(self, count: int) -> None:
+        self.stats.data_bytes += count
+        self.stats.last_progress = time.monotonic()
+
+    def work_size(self, row) -> int:
+        return row.size + STAT_WORK
+
+    def store(self, row, outcome) -> None:
+        if isinstance(outcome, str):
+            self.stats.fully_hashed += 1
+            self.buffer.add(FullHash(row.path, row.inode_key, outcome))
+        elif outcome is None or isinstance(outcome, (FileChanging, FileNotFoundError)):
+            self.forget_attempt(row)
+        else:
+            self.stats.errors += 1
+            self.buffer.add(self.failure(
+                row, error_class(outcome), error_text(outcome),
+                retry_time(self.cache, row.path, self.stage, self.clock())))
