@@ -83,10 +83,9 @@ def digest_algorithm(digest_hex: str, label: str) -> str:
 # Opening
 
 def open_unchanged(native_path: str, expected, *, follow: bool = False,
-                   inodes_stable: bool = True) -> int:
-    """A descriptor of a regular file that still is what `expected` says; FileChanging otherwise.
-
-    It never blocks on a FIFO, and leaves the access time alone where it may.
+                   inodes_stable: bool = True) -> tuple:
+    """(descriptor, its stat) of a regular file that still is what `expected` says; FileChanging
+    otherwise. It never blocks on a FIFO, and leaves the access time alone where it may.
     """
     flags = _HASH_OPEN_FLAGS if follow else _HASH_OPEN_FLAGS | _HASH_NO_FOLLOW
     try:
@@ -94,27 +93,28 @@ def open_unchanged(native_path: str, expected, *, follow: bool = False,
     except PermissionError:  # only its owner may read a file without a trace
         descriptor = os.open(native_path, flags)
     try:
-        check_unchanged(descriptor, expected, inodes_stable)
+        seen = os.fstat(descriptor)
+        inode = f"{seen.st_ino}:" if inodes_stable else ""
+        version = f"{seen.st_size}:{seen.st_mtime_ns}:{inode}"
+        if not expected.inode_key.startswith(version) or not stat.S_ISREG(seen.st_mode):
+            raise FileChanging("the file changed since it was listed")
     except BaseException:
         os.close(descriptor)
         raise
-    return descriptor
+    return descriptor, seen
 
 
-def check_unchanged(descriptor: int, expected, inodes_stable: bool = True) -> None:
-    """Raise FileChanging unless the open file has the size, mtime and inode of `expected`."""
+def check_unchanged(descriptor: int, before) -> None:
+    """Raise FileChanging if the open file was written to since its stat `before`."""
     seen = os.fstat(descriptor)
-    version = f"{seen.st_size}:{seen.st_mtime_ns}:"
-    if inodes_stable:
-        version = f"{version}{seen.st_ino}:"
-    if not expected.inode_key.startswith(version) or not stat.S_ISREG(seen.st_mode):
-        raise FileChanging("the file changed since it was listed")
+    if seen.st_mtime_ns != before.st_mtime_ns or seen.st_size != before.st_size:
+        raise FileChanging("the file changed while it was read")
 
 
 def _feed_exactly(hasher, descriptor: int, length: int) -> None:
     """Hash the next `length` bytes; a file that ends earlier is changing."""
     while length > 0:
-        data = os.read(descriptor, min(length, HASH_CHUNK_BYTES))
+        data = os.read(descriptor, length if length < HASH_CHUNK_BYTES else HASH_CHUNK_BYTES)
         if not data:
             raise FileChanging("the file became shorter while it was read")
         hasher.update(data)
@@ -135,7 +135,7 @@ def sample_hash_file(native_path: str, expected, algo: str, sample_size: int, *,
     size = expected.size
     hasher = new_hasher(algo)
     whole = size <= 3 * sample_size
-    descriptor = open_unchanged(
+    descriptor, before = open_unchanged(
         native_path, expected, follow=follow, inodes_stable=inodes_stable
     )
     try:
@@ -143,7 +143,7 @@ def sample_hash_file(native_path: str, expected, algo: str, sample_size: int, *,
             _feed_exactly(hasher, descriptor, size)
         else:
             _feed_samples(hasher, descriptor, size, sample_size)
-        check_unchanged(descriptor, expected, inodes_stable)
+        check_unchanged(descriptor, before)
     finally:
         os.close(descriptor)
     digest = hasher.hexdigest()
@@ -168,13 +168,13 @@ def full_hash_file(native_path: str, expected, algo: str, *, keep_going, on_byte
     Raises FileChanging and OSError like `sample_hash_file`.
     """
     hasher = new_hasher(algo)
-    descriptor = open_unchanged(
+    descriptor, before = open_unchanged(
         native_path, expected, follow=follow, inodes_stable=inodes_stable
     )
     try:
         if not _feed_whole(hasher, descriptor, expected.size, chunk, keep_going, on_bytes):
             return None
-        check_unchanged(descriptor, expected, inodes_stable)
+        check_unchanged(descriptor, before)
     finally:
         os.close(descriptor)
     return hasher.hexdigest()
