@@ -1,0 +1,89 @@
+// A long list behind keyset pages: only pages near the eye are kept; tokens of pages once seen are remembered.
+
+import { isAbort } from "./api.js";
+
+const PAGE = 200;
+const KEPT_PAGES = 40;
+
+export class PagedRows {
+  // fetchPage({after, skip, limit}, signal) → {files, next, skipped}
+  constructor(fetchPage, onchange, onerror) {
+    this.fetchPage = fetchPage;
+    this.onchange = onchange;
+    this.onerror = onerror;
+    this.pages = new Map();
+    this.tokens = new Map([[0, null]]);
+    this.total = null;
+    this.wanted = [];
+    this.busy = null;
+    this.closed = false;
+  }
+
+  get(index) {
+    const page = this.pages.get(Math.floor(index / PAGE));
+    return page ? page[index % PAGE] : undefined;
+  }
+
+  // How many rows the list has, as far as that is known by now.
+  get length() {
+    if (this.total !== null) return this.total;
+    const known = [...this.pages.keys()];
+    return known.length ? Math.max(...known.map((p) => p * PAGE + this.pages.get(p).length)) : 0;
+  }
+
+  want(first, last) {
+    const from = Math.floor(Math.max(0, first) / PAGE);
+    const to = Math.floor(Math.max(0, last) / PAGE);
+    this.wanted = [];
+    for (let page = from; page <= to; page += 1) this.wanted.push(page);
+    if (last % PAGE > PAGE / 2) this.wanted.push(to + 1);
+    if (this.busy && !this.wanted.includes(this.busy.page)) this.busy.controller.abort();
+    this.pump();
+  }
+
+  missing() {
+    const limit = this.total === null ? Infinity : Math.ceil(this.total / PAGE);
+    return this.wanted.find((page) => !this.pages.has(page) && page < limit);
+  }
+
+  async pump() {
+    const page = this.missing();
+    if (this.busy || this.closed || page === undefined) return;
+    const start = this.tokens.has(page) ? page : Math.max(...[...this.tokens.keys()].filter((p) => p < page));
+    const controller = new AbortController();
+    this.busy = { page, controller };
+    const ask = { after: this.tokens.get(start) ?? undefined, limit: PAGE };
+    if (start < page) ask.skip = (page - start) * PAGE;
+    let failed = false;
+    try {
+      const answer = await this.fetchPage(ask, controller.signal);
+      // A host that cannot skip answered the page we hold the token of: go on from there.
+      this.store(ask.skip && answer.skipped === undefined ? start : page, answer);
+    } catch (error) {
+      failed = !isAbort(error);
+      if (failed && !this.closed) this.onerror(error);
+    }
+    this.busy = null;
+    if (!failed) this.pump();
+  }
+
+  store(page, { files, next }) {
+    if (this.closed) return;
+    this.pages.set(page, files);
+    if (next) this.tokens.set(page + 1, next);
+    else if (files.length || page === 0) this.total = page * PAGE + files.length;
+    this.forgetFar(page);
+    this.onchange();
+  }
+
+  forgetFar(near) {
+    if (this.pages.size <= KEPT_PAGES) return;
+    const far = [...this.pages.keys()].sort((a, b) => Math.abs(b - near) - Math.abs(a - near));
+    for (const page of far.slice(0, this.pages.size - KEPT_PAGES)) this.pages.delete(page);
+  }
+
+  close() {
+    this.closed = true;
+    if (this.busy) this.busy.controller.abort();
+  }
+}

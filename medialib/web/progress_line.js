@@ -1,0 +1,41 @@
+// One machine's scan while it runs: phase, how far, how fast, what it reads, whether it is alive.
+
+import { el, name, put } from "./dom.js";
+import { count, span } from "./format.js";
+
+const STALE_S = 30;
+
+export class ProgressLine {
+  constructor(title, titled = true) {
+    this.bar = el("progress", { max: 1, "aria-label": `Scan of ${title}` });
+    this.phase = el("span");
+    this.numbers = el("span", { class: "muted numbers" });
+    this.current = el("span", { class: "muted current" });
+    this.node = el("div", { class: "progress-line" },
+      el("div", { class: "progress-head" }, titled ? el("strong", null, title) : null, this.phase, this.numbers), this.bar, this.current);
+  }
+
+  update(stats) {
+    const phase = stats.phase === 2 ? "Describing videos" : stats.phase === 1 ? "Reading and hashing" : stats.phase_name || "Working";
+    put(this.phase, stats.phase ? `${phase} (${stats.phase} of 2)` : phase);
+    const done = stats.phase === 2 ? stats.seen_videos : stats.seen;
+    const all = stats.phase === 2 ? stats.total_videos : stats.total_all;
+    // While it still counts there is no honest percentage: the bar moves without one.
+    if (all && done <= all) this.bar.value = done / all;
+    else this.bar.removeAttribute("value");
+    put(this.numbers, this.words(stats, done, all).filter(Boolean).join(" \u00B7 "));
+    put(this.current, stats.current_path ? name(stats.current_path) : "");
+  }
+
+  words(stats, done, all) {
+    const quiet = stats.since_progress_s ?? (stats.last_progress ? stats.ts - stats.last_progress : 0);
+    return [
+      all && done <= all ? `${count(done)} of ${count(all)} files` : `${count(done)} files, still counting`,
+      stats.data_mib ? `${stats.data_mib < 1024 ? `${Math.round(stats.data_mib)} MiB` : `${(stats.data_mib / 1024).toFixed(1)} GiB`} read` : null,
+      stats.rate_files_per_s ? `${count(Math.round(stats.rate_files_per_s))} files/s` : null,
+      stats.eta_s ? `${span(stats.eta_s)} left` : null,
+      stats.errors ? `${count(stats.errors)} errors` : null,
+      quiet > STALE_S ? `no progress for ${span(quiet)}` : null,
+    ];
+  }
+}
