@@ -14,6 +14,7 @@ import os
 import re
 import stat
 import subprocess
+import time
 from pathlib import Path
 
 from tests import support
@@ -234,13 +235,21 @@ def present_rows(url: str, agent: str) -> list:
                             "files")
 
 
-def check_catalogue(url: str, agent: str, roots: list, *, algo: str, context: str = "") -> dict:
-    """Fail unless the agent's present rows are exactly what lies under these roots."""
+def check_catalogue(url: str, agent: str, roots: list, *, algo: str, wait_s: float = 0,
+                    context: str = "") -> dict:
+    """Fail unless the agent's present rows are exactly what lies under these roots.
+
+    `wait_s`: how long the catalogue may take to get there.
+    """
     config = support.get(url, "/ingest/config")
     expected = {}
     for root in roots:
         expected.update(truth_of(root, config, algo=algo))
+    end = time.monotonic() + wait_s
     found = differences(present_rows(url, agent), expected)
+    while found and time.monotonic() < end:
+        time.sleep(0.3)
+        found = differences(present_rows(url, agent), expected)
     more = len(found) - SHOWN_DIFFERENCES
     text = "\n  ".join(found[:SHOWN_DIFFERENCES] + ([f"… and {more} more"] if more > 0 else []))
     assert not found, f"{len(found)} differences {context}:\n  {text}"

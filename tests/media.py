@@ -36,6 +36,7 @@ RECIPES = {  # file name → what ffmpeg is told after the two inputs
     "two_tracks.mkv": ["-map", "0", "-map", "1", "-map", "1", "-c:v", "libx264",
                        "-c:a:0", "aac", "-c:a:1", "ac3"],
 }
+COVERED = 2  # raised when make_covered_videos changes
 KINDS_NEEDED = 10
 ODD_NAMES = (
     b"na\xefve caf\xe9.txt", b"line\nbreak.jpg", b"quote'\".srt", b"-dash.nfo", b"<script>.html",
@@ -54,7 +55,7 @@ SAMPLE = 65536
 def video_folder() -> Path:
     """A folder of real videos of at least ten kinds; made once and kept between runs."""
     support.need("ffmpeg", "ffprobe")
-    recipe = hashlib.sha256(repr((PICTURE, TONE, RECIPES)).encode()).hexdigest()[:12]
+    recipe = hashlib.sha256(repr((PICTURE, TONE, RECIPES, COVERED)).encode()).hexdigest()[:12]
     folder = support.cached_folder("videos") / recipe
     if not folder.exists():
         part = folder.with_name(f"{recipe}.{os.getpid()}.part")
@@ -62,7 +63,7 @@ def video_folder() -> Path:
         part.mkdir()
         for name, options in RECIPES.items():
             make_video(part / name, options)
-        make_covered_video(part)
+        make_covered_videos(part)
         for clip in shipped_clips():
             shutil.copyfile(clip, part / clip.name)
         made = [path for path in part.iterdir() if path.stat().st_size]
@@ -85,15 +86,17 @@ def make_video(target: Path, options: list) -> None:
         target.unlink()
 
 
-def make_covered_video(folder: Path) -> None:
-    """A video whose first picture stream is its poster, an attached picture."""
+def make_covered_videos(folder: Path) -> None:
+    """A video with a poster (an attached picture), and one whose only picture is its cover."""
     cover = folder / "cover.png"
-    subprocess.run(["ffmpeg", "-v", "error", "-y", *PICTURE, "-frames:v", "1", str(cover)],
-                   check=True)
-    subprocess.run(
-        ["ffmpeg", "-v", "error", "-y", "-i", str(cover), "-i", str(folder / "h264_aac.mp4"),
-         "-map", "0", "-map", "1:v", "-map", "1:a", "-c", "copy", "-disposition:v:0",
-         "attached_pic", *SHARED, str(folder / "poster_first.mp4")], check=False)
+    run = ["ffmpeg", "-v", "error", "-nostdin", "-y"]
+    attached = ["-c", "copy", "-disposition:v:0", "attached_pic", *SHARED]
+    subprocess.run([*run, *PICTURE, "-frames:v", "1", str(cover)], check=True)
+    given = [*run, "-i", str(cover), "-i", str(folder / "h264_aac.mp4"), "-map", "0"]
+    subprocess.run([*given, "-map", "1:v", "-map", "1:a", *attached, str(folder / "poster.mp4")],
+                   check=False)
+    subprocess.run([*given, "-map", "1:a", *attached, str(folder / "only_a_cover.mp4")],
+                   check=False)
     cover.unlink()
 
 

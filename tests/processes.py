@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
+import http.server
 import json
 import os
 import re
@@ -10,7 +12,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import urllib.error
+import urllib.request
 from pathlib import Path
 
 from tests import support
@@ -203,6 +207,68 @@ class Tracer:
     def executed(self, command: str) -> list:
         start = re.compile(r'execve\("[^"]*/' + re.escape(command) + '"')
         return [line for line in self.lines() if start.search(line) and " = 0" in line]
+
+
+class Recorder:
+    """Stands between agents and a host, passes everything on, and keeps what was posted."""
+
+    def __init__(self, host: Host):
+        recorder = self
+        self.posted = []  # (path, JSON body) in order
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                self.answer(body)
+
+            def do_GET(self):
+                self.answer(None)
+
+            def answer(self, body):
+                status, said = recorder.pass_on(host.url, self.path, body, self.headers)
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(said)))
+                self.end_headers()
+                self.wfile.write(said)
+
+            def log_message(self, *arguments):
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+
+    def pass_on(self, url: str, path: str, body, headers) -> tuple:
+        sent = urllib.request.Request(url + path, data=body)
+        for name in ("Content-Type", "Content-Encoding"):
+            if headers.get(name):
+                sent.add_header(name, headers[name])
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(sent, timeout=30) as answer:
+                status, said = answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                status, said = error.code, error.read()
+        except OSError:
+            return 502, b'{"ok": false, "error": "the host is down"}'
+        if body:
+            plain = gzip.decompress(body) if headers.get("Content-Encoding") == "gzip" else body
+            self.posted.append((path, json.loads(plain)))
+        return status, said
+
+    def records(self) -> list:
+        """Every file record that was posted."""
+        return [record for path, body in self.posted if path == "/ingest/batch"
+                for record in body.get("files", [])]
+
+    def __enter__(self):
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *details):
+        self.server.shutdown()
+        self.server.server_close()
 
 
 @contextlib.contextmanager

@@ -19,13 +19,18 @@ from bundle_rules import RuleError, load_modules, read_text
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = [
-    "base", "app_folder", "settings", "scan_common", "mounts", "hashing", "ffprobe",
-    "sqlite_store", "http_body", "http_gate", "http_json", "http_client",
-    "cache_schema", "cache_outbox", "cache_roots", "agent_cache", "scan_pipeline", "delivery",
+    "base", "app_folder", "scan_common", "settings", "walk", "mounts", "hashing", "ffprobe",
+    "sqlite_store", "http_body", "http_gate", "http_deadline", "http_json", "http_answer",
+    "http_listener", "http_server", "http_client", "progress",
+    "cache_schema", "cache_outbox", "cache_roots", "agent_cache",
+    "scan_plan", "scan_pipeline", "scan_passes", "scan_run",
 ]
-AGENT = ["agent_service", "agent_routes", "agent_cli"]
-SERVER = ["catalog_schema", "catalog", "ingest", "local_scan", "web_assets", "server_routes",
-          "server_cli"]
+AGENT = ["agent_identity", "delivery", "host_link", "agent_service", "agent_routes", "agent_cli"]
+SERVER = [
+    "catalog_schema", "catalog_rows", "catalog_roots", "catalog_tallies", "catalog_apply",
+    "catalog_duplicates", "catalog_search", "catalog_writer", "catalog",
+    "ingest", "local_scan", "web_assets", "server_routes", "server_cli",
+]
 BUNDLES = {
     "agent": (SHARED + AGENT, "copy it to a machine and run `python3 agent.py HOST`"),
     "server": (SHARED + SERVER, "run `python3 server.py FOLDER` and open the page it names"),
