@@ -246,6 +246,10 @@ class PrivateLogFile(logging.handlers.RotatingFileHandler):
     def handleError(self, record):
         """The console has the line already."""
 
+    def close(self):
+        with contextlib.suppress(OSError):
+            super().close()
+
 
 def _open_private_log(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o600)

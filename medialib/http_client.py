@@ -179,6 +179,8 @@ class JsonClient:
                 response, data = self._exchange(method, path, body, headers)
             except (OSError, http.client.HTTPException, UnicodeError) as error:
                 self._connection.close()
+                if isinstance(error, http.client.BadStatusLine) and not isinstance(error, OSError):
+                    raise NotMedialib(self.url, 0, "it does not speak HTTP") from error
                 raise PeerUnreachable(f"{self.url}: {_failure_text(error)}") from error
             except BaseException:  # an interrupted call leaves half an answer behind
                 self._connection.close()
@@ -226,7 +228,9 @@ class JsonClient:
             data += piece
             if len(data) > self.answer_bytes:
                 raise OSError(f"the answer is larger than {self.answer_bytes} bytes")
-        if response.length:
+        # A head that breaks off looks to http.client like one without a length.
+        unmeasured = response.length is None and not response.chunked
+        if response.length or (unmeasured and not data):
             raise http.client.IncompleteRead(b"", response.length)
         response.close()
         return data

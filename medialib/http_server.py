@@ -236,20 +236,27 @@ class HttpConversation(BaseHTTPRequestHandler):
         self.unread = False
         request.body_size = length
         self.slot.begin_work()
-        if "gzip" in request.headers.get("content-encoding", "").lower() and body:
-            small = min(HTTP_LARGE_BYTES, self.server.max_json)
-            try:
-                body = gunzip_bounded(body, small)
-            except BodyError as error:
-                if error.status != 413 or small == self.server.max_json:
-                    raise
+        if body and "gzip" in request.headers.get("content-encoding", "").lower():
+            small = self.unpack_small(body)
+            if small is None:
                 return self.answer_large(handler, request, body, packed=True)
+            body = small
         if len(body) > self.server.max_json:
             raise HttpError(413, "body too large", f"at most {self.server.max_json} bytes")
         if len(body) > HTTP_LARGE_BYTES:
             return self.answer_large(handler, request, body, packed=False)
         request.json = parse_json_object(body) if body else {}
         return self.server.router.answer(handler, request)
+
+    def unpack_small(self, body: bytes) -> bytes | bytearray | None:
+        """The unpacked body, or None for one that has to wait for its turn."""
+        small = min(HTTP_LARGE_BYTES, self.server.max_json)
+        try:
+            return gunzip_bounded(body, small)
+        except BodyError as error:
+            if error.status != 413 or small == self.server.max_json:
+                raise
+            return None
 
     def answer_large(self, handler, request: Request, body: bytes, *, packed: bool):
         """A few at a time, so that memory has a bound whoever sends how many at once."""
