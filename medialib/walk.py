@@ -169,6 +169,7 @@ class FolderWalk:
         if listing.ignored:
             _ignore_all(listing)
             return
+        listing.held.sort()
         listing.names.sort(key=to_text)
         entered.sort(key=to_text)
         listing.subfolders = [to_text(name) for name in entered]
