@@ -12,7 +12,7 @@ function textWidth(text, font) {
   return ruler.measureText(text).width;
 }
 
-function shorten(text, font, width) {
+export function shorten(text, font, width) {
   if (textWidth(text, font) <= width) return text;
   let end = text.length;
   while (end > 1 && textWidth(`${text.slice(0, end)}\u2026`, font) > width) end -= 1;

@@ -23,14 +23,14 @@ function hashWord(row) {
 }
 
 export const COLUMNS = [
-  { key: "name", label: "Name", width: 310, fixed: true, node: (row) => name(row.name) },
+  { key: "name", label: "Name", width: 300, fixed: true, node: (row) => name(row.name) },
   { key: "size", label: "Size", width: 92, number: true, first: "desc", text: (row) => bytes(row.size) },
-  { key: "mtime", label: "Modified", width: 112, number: true, first: "desc", text: (row) => day(row.mtime) },
+  { key: "mtime", label: "Modified", width: 104, number: true, first: "desc", text: (row) => day(row.mtime) },
   { key: "kind", label: "Kind", width: 90, node: (row) => kindMark(row.kind) },
   { key: "duration", label: "Duration", width: 88, number: true, first: "desc", text: (row) => clock(meta(row, "duration")) },
   { key: "height", label: "Resolution", width: 104, number: true, first: "desc",
     text: (row) => (meta(row, "height") ? `${meta(row, "width")}\u00D7${meta(row, "height")}` : "") },
-  { key: "video_codec", label: "Video", width: 88, text: (row) => meta(row, "video_codec") || "" },
+  { key: "video_codec", label: "Video", width: 106, text: (row) => meta(row, "video_codec") || "" },
   { key: "agent", label: "Machine", width: 110, text: (row) => row.agent.name },
   { key: "path", label: "Folder", width: 300, node: (row) => name(folderOf(row)) },
   { key: "audio_codec", label: "Audio", width: 88, unsorted: true, text: (row) => (meta(row, "audio_codecs") || []).join(", ") },

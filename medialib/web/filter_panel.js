@@ -1,7 +1,7 @@
 // The Library's filter: facets with counts, ranges, and a few questions people really ask.
 
 import { button, el, freshId, plainName, put } from "./dom.js";
-import { bytes, count, shortCount } from "./format.js";
+import { bytes, count, day, shortCount } from "./format.js";
 import { LISTS, RANGES, rangeText } from "./filter.js";
 
 const SHOWN = 6;
@@ -11,7 +11,7 @@ export const FACET_KEYS = FACETS;
 
 const QUESTIONS = [
   ["In one place only", { copies: "1..1", state: "present" }],
-  ["Confirmed copies elsewhere", { copies: "2.." }],
+  ["Has copies", { copies: "2.." }],
   ["Videos not described", { kind: "video", probed: "false" }],
   ["With errors", { error: "true" }],
   ["Missing", { state: "missing" }],
@@ -62,7 +62,7 @@ export class FilterPanel {
 
   facet(key, items) {
     const chosen = this.filter[key] || [];
-    if (!items.length && !chosen.length) return null;
+    if (!items.some((item) => item.files) && !chosen.length) return null;
     const lost = key === "age" ? [] : chosen.filter((value) => !items.some((item) => item.value === value));
     const all = [...items, ...lost.map((value) => ({ value, files: 0, bytes: 0 }))];
     const cut = this.more.has(key) ? all : all.filter((item, i) => i < SHOWN || this.isOn(key, item));
@@ -118,14 +118,13 @@ export class FilterPanel {
       "aria-label": `${label}, ${end === "min" ? "at least" : "at most"}`, on: { change: () => this.rangeChanged(key, min, max) },
     }));
     const show = (range) => { min.value = this.endText(key, range.min); max.value = this.endText(key, range.max); };
-    return { node: el("div", { class: "range" }, el("span", { class: "range-label" }, label), min, el("span", { "aria-hidden": "true" }, "\u2013"), max), show };
+    return { node: el("div", { class: type ? "range dates" : "range" }, el("span", { class: "range-label" }, label), min, el("span", { "aria-hidden": "true" }, "\u2013"), max), show };
   }
 
   endText(key, value) {
     if (value === undefined) return "";
     if (RANGES[key].type !== "date") return RANGES[key].show(value).replace("\u00A0", " ").replace("/s", "");
-    const date = new Date(value * 1000);
-    return `${date.getFullYear()}-${String(date.getMonth() + 1).padStart(2, "0")}-${String(date.getDate()).padStart(2, "0")}`;
+    return day(value);
   }
 
   rangeChanged(key, min, max) {

@@ -2,10 +2,7 @@
 
 const UNITS = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
 const whole = new Intl.NumberFormat("en");
-const dayFormat = new Intl.DateTimeFormat(undefined, { year: "numeric", month: "short", day: "2-digit" });
-const timeFormat = new Intl.DateTimeFormat(undefined, {
-  year: "numeric", month: "short", day: "2-digit", hour: "2-digit", minute: "2-digit", second: "2-digit",
-});
+const two = (n) => String(n).padStart(2, "0");
 
 export function count(n) {
   return n === null || n === undefined ? "" : whole.format(n);
@@ -35,15 +32,20 @@ export function percent(part, all) {
   return p > 0 && p < 0.1 ? "<0.1%" : `${p.toFixed(p < 9.95 ? 1 : 0)}%`;
 }
 
-// Stamps on disk may be negative or in the year 2446; what no calendar holds is shown as a number.
-function stamp(seconds, format) {
+// Local time, written so that it sorts and aligns. Stamps on disk may be negative or in the year 2446;
+// what no calendar holds is shown as a number.
+export function day(seconds) {
   if (seconds === null || seconds === undefined) return "";
   const date = new Date(seconds * 1000);
-  return Number.isNaN(date.getTime()) ? `${seconds} s` : format.format(date);
+  if (Number.isNaN(date.getTime())) return `${seconds} s`;
+  return `${date.getFullYear()}-${two(date.getMonth() + 1)}-${two(date.getDate())}`;
 }
 
-export const day = (seconds) => stamp(seconds, dayFormat);
-export const moment = (seconds) => stamp(seconds, timeFormat);
+export function moment(seconds) {
+  const date = new Date((seconds || 0) * 1000);
+  const text = day(seconds);
+  return text.includes("-") ? `${text} ${two(date.getHours())}:${two(date.getMinutes())}:${two(date.getSeconds())}` : text;
+}
 
 export function ago(seconds, now = Date.now() / 1000) {
   if (!seconds) return "never";
@@ -55,8 +57,6 @@ export function ago(seconds, now = Date.now() / 1000) {
   if (s < 86400 * 60) return `${Math.round(s / 86400)} days ago`;
   return s < 86400 * 700 ? `${Math.round(s / 2629800)} months ago` : `${Math.round(s / 31557600)} years ago`;
 }
-
-const two = (n) => String(n).padStart(2, "0");
 
 export function clock(seconds) {
   if (seconds === null || seconds === undefined) return "";

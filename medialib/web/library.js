@@ -37,7 +37,7 @@ export class LibraryView {
     this.tools = el("div", { class: "tools" },
       button("Filter", () => this.root.classList.toggle("show-filter"), { class: "small narrow-only", "aria-label": "Show the filter" }),
       this.stale,
-      button("Columns", () => this.pickColumns(), { class: "small" }),
+      button("Columns", () => this.pickColumns(), { class: "small wide-only" }),
       button("Export", () => this.pickExport(), { class: "small" }));
     this.none = el("div", { class: "none" });
     this.place = el("div", { class: "list-place" });
@@ -145,11 +145,12 @@ export class LibraryView {
     const signal = this.totals.next();
     const pages = this.pages;
     this.totalFiles = null;
+    this.total.classList.add("waiting");
     try {
       const { total } = await call("facets", { filter, keys: [] }, signal);
       if (pages !== this.pages) return;
       this.totalFiles = total.files;
-      this.totalBytes = total.bytes;
+      this.total.classList.remove("waiting");
       put(this.total, el("strong", null, count(total.files)), ` ${total.files === 1 ? "file" : "files"} \u00B7 `, bytes(total.bytes));
       if (pages.pages.size) this.arrived();
     } catch (error) { toastError(error); }

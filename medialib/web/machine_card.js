@@ -90,7 +90,7 @@ export class MachineCard {
   roots(agent) {
     if (!agent.roots.length) return el("p", { class: "notice" }, "No folder is scanned here yet. ", button("Add a folder", () => this.view.addRoot(agent), { class: "link" }));
     return el("table", { class: "plain roots", "aria-label": `Folders of ${plainName(agent.name)}` },
-      el("thead", null, el("tr", null, ["Folder", "State", "Files", "Size", "Disk", ""].map((label, i) => el("th", { scope: "col", class: i === 2 || i === 3 ? "num" : i === 4 ? "low" : null }, label || el("span", { class: "hidden" }, "Actions"))))),
+      el("thead", null, el("tr", null, ["Folder", "State", "Files", "Size", "Disk", ""].map((label, i) => el("th", { scope: "col", class: ["", "", "num", "num low", "low", ""][i] || null }, label || el("span", { class: "hidden" }, "Actions"))))),
       el("tbody", null, agent.roots.map((root) => this.rootRow(agent, root))));
   }
 
@@ -104,7 +104,7 @@ export class MachineCard {
         el("div", { class: "muted" }, [tags, root.last_scan ? `scanned ${ago(root.last_scan)}` : "not scanned yet"].filter(Boolean).join(" \u00B7 ")),
         root.reason ? el("div", { class: "warn-text" }, root.reason) : null,
         root.accept_empty ? button("It really was emptied\u2026", () => this.view.acceptEmpty(agent, root), { class: "small" }) : null),
-      el("td", null, stateMark(root.state)), el("td", { class: "num" }, count(root.files), root.missing ? el("div", { class: "muted" }, `${count(root.missing)} missing`) : null), el("td", { class: "num" }, bytes(root.bytes)),
+      el("td", null, stateMark(root.state)), el("td", { class: "num files-cell" }, el("span", { class: "how-many" }, count(root.files)), root.missing ? el("span", { class: "muted" }, ` (${count(root.missing)} missing)`) : null), el("td", { class: "num low" }, bytes(root.bytes)),
       el("td", { class: "low" }, disk),
       el("td", { class: "num" }, root.configured === false ? null : button("Remove", () => this.view.removeRoot(agent, root), { class: "link", "aria-label": `Stop scanning ${plainName(root.path)}` }),
         root.state === "offline" ? button("Forget", () => this.view.forget(agent, root), { class: "link", "aria-label": `Forget ${plainName(root.path)}` }) : null));

@@ -56,7 +56,7 @@ function show({ view, params }) {
     }
   }
   if (document.activeElement !== search) search.value = found[0] === "library" || found[0] === "duplicates" ? params.get("q") || "" : "";
-  current.shown.update(params); window.__v = current.shown;
+  current.shown.update(params);
 }
 
 // Searching filters the duplicates where one looks at them, and the library from everywhere else.

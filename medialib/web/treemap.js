@@ -1,5 +1,6 @@
 // A squarified treemap in SVG: area is size. Two levels, so that one sees into the large folders.
 
+import { shorten } from "./charts.js";
 import { el, plainName, put, svg } from "./dom.js";
 import { bytes, count } from "./format.js";
 
@@ -64,7 +65,9 @@ export class Treemap {
     const key = `${width}x${height}`;
     if (!width || !height || key === this.drawn) return;
     this.drawn = key;
-    const em = parseFloat(getComputedStyle(this.node).fontSize);
+    const style = getComputedStyle(this.node);
+    const em = parseFloat(style.fontSize);
+    this.family = style.fontFamily;
     const cells = squarify(this.items, { x: 0, y: 0, width, height });
     put(this.node, svg("svg", { width, height, role: "group", "aria-label": "Treemap of the folders by size" },
       cells.filter((cell) => cell.width * cell.height >= LEAST_AREA).map((cell, i) => this.cell(cell, i, em))));
@@ -76,7 +79,7 @@ export class Treemap {
     const head = cell.width > em * 3.5 && cell.height > em * 1.7;
     const tone = item.own ? "own" : `t${i % 8}`;
     const parts = [svg("title", null, words), svg("rect", { class: `cell ${tone} ${item.state === "offline" ? "off" : ""}`, x: cell.x + 0.75, y: cell.y + 0.75, width: Math.max(0.5, cell.width - 1.5), height: Math.max(0.5, cell.height - 1.5), rx: 3 })];
-    if (head && item.folders && cell.height > em * 4) parts.push(this.inner(cell, em));
+    if (head && item.folders && item.folders.length && cell.height > em * 4) parts.push(this.inner(cell, em));
     if (head) parts.push(this.label(cell, em));
     return svg("a", { href: this.link(item), "aria-label": words }, parts);
   }
@@ -98,9 +101,8 @@ export class Treemap {
       two ? this.text(cell.x + em * 0.5, cell.y + em * 2.5, room, em * 0.9, `${bytes(cell.item.bytes)} \u00B7 ${count(cell.item.files)}`, "cell-size") : null];
   }
 
-  // About half an em a letter: near enough to cut a label before it leaves its cell.
   text(x, y, room, em, words, className) {
-    const fits = Math.floor(room / (em * 0.54));
-    return svg("text", { x, y, class: className }, words.length > fits ? `${words.slice(0, Math.max(1, fits - 1))}\u2026` : words);
+    const font = `${className === "cell-label" ? "bold " : ""}${em}px ${this.family}`;
+    return svg("text", { x, y, class: className }, shorten(words, font, room));
   }
 }
