@@ -45,6 +45,7 @@ _PROBE_FOLDERS = (  # where systems without a package manager keep it
 )
 _PROBE_BAD_TEXT = re.compile(r"[\x00\ud800-\udfff]")
 _PROBE_INTEGER = re.compile(r"[0-9]{1,18}\Z")
+_PROBE_SECONDS = re.compile(r"[0-9]{1,10}(\.[0-9]{1,30})?\Z")
 _NOT_MEDIA_WORDS = ("invalid data found", "moov atom not found", "end of file", "not found for")
 _UNREADABLE_WORDS = ("no such file", "permission denied", "input/output error", "is a directory")
 
@@ -374,11 +375,8 @@ def _text_of(value) -> str | None:
 
 
 def _seconds_of(value) -> float | None:
-    try:
-        seconds = float(value) if isinstance(value, (str, int, float)) else -1.0
-    except (ValueError, OverflowError):
-        return None
-    return seconds if 0 <= seconds < 1e10 else None  # False for NaN as well
+    """A duration below some three hundred years; everything else is unknown."""
+    return float(value) if _PROBE_SECONDS.match(str(value)) else None
 
 
 def _count_of(value) -> int | None:
