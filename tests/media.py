@@ -151,8 +151,8 @@ class Tree:
         size = self.random.choice(
             [0, 1, 100, 5000, 5000, 5000, SAMPLE, 3 * SAMPLE - 1, 3 * SAMPLE, 3 * SAMPLE + 1,
              4 * SAMPLE + 7])
-        start = self.random.getrandbits(64).to_bytes(8, "big")
-        return (start + start * (size // 8))[:size]
+        line = b"%016x\n" % self.random.getrandbits(64)
+        return (line + line * (size // len(line)))[:size]
 
     def add_videos(self, folders: list, count: int) -> None:
         sources = sorted(video_folder().iterdir()) if count else []

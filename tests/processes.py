@@ -199,14 +199,19 @@ class Tracer:
             yield from path.read_text("utf-8", "replace").splitlines()
 
     def opened(self, root: Path) -> list:
-        """Every opening of something below the root that is not the listing of a folder."""
+        """Every opening of a file below the root. Listing a folder and asking what the root lies
+        on are not that.
+        """
         below = re.compile(r'open\w*\(.*(?:"|<)' + re.escape(str(root)))
+        others = ("O_DIRECTORY", "O_PATH", " = -1 ")
         return [line for line in self.lines() if below.search(line)
-                and "O_DIRECTORY" not in line and " = -1 " not in line]
+                and not any(word in line for word in others)
+                and not line.endswith(f"<{root}>")]
 
-    def executed(self, command: str) -> list:
-        start = re.compile(r'execve\("[^"]*/' + re.escape(command) + '"')
-        return [line for line in self.lines() if start.search(line) and " = 0" in line]
+    def probed(self) -> list:
+        """Every start of ffprobe on a file; asking for its version is not one."""
+        return [line for line in self.lines() if re.search(r'execve\("[^"]*/ffprobe"', line)
+                and " = 0" in line and "file:" in line]
 
 
 class Recorder:
