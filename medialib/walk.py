@@ -170,7 +170,10 @@ class FolderWalk:
             _ignore_all(listing)
             return
         listing.held.sort()
-        listing.names.sort(key=to_text)
+        if all(map(str.isascii, listing.names)):
+            listing.names.sort()  # its text is the name itself; no second list for a huge folder
+        else:
+            listing.names.sort(key=to_text)
         entered.sort(key=to_text)
         listing.subfolders = [to_text(name) for name in entered]
         entered.reverse()

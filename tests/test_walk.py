@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import random
 import socket
@@ -248,57 +249,80 @@ def test_a_folder_replaced_by_a_link_is_not_followed(tree, tmp_path):
     assert listings["a"].names == []
 
 
-def run_elsewhere(code, *command):
-    """Run a piece of Python that prints one line per listing; the lines."""
-    program = textwrap.dedent("""
-        import os, sys
-        from medialib.scan_common import Classifier
-        from medialib.walk import walk_folders
-        root = sys.argv[1]
-        for one in walk_folders(root, classifier=Classifier({}),
-                                root_device=os.stat(root).st_dev, **eval(sys.argv[2])):
-            print(one.rel, len(one.names), len(one.subfolders), getattr(one.error, "errno", None))
-    """)
-    done = subprocess.run(
-        [*command, sys.executable, "-c", program, *code], check=True, stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(support.ROOT)},
-    )
-    return [line.split(" ") for line in done.stdout.decode().splitlines()]
+def as_nobody(function):
+    """What the function returns (as JSON) in a process without any privilege. It is forked, so
+    that the interpreter itself need not be readable for others.
+    """
+    support.need_root()
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setgroups([])
+            os.setresgid(65534, 65534, 65534)
+            os.setresuid(65534, 65534, 65534)
+            os.write(writer, json.dumps(function()).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with open(reader, "rb") as pipe:
+        answer = pipe.read()
+    os.waitpid(child, 0)
+    return json.loads(answer)
+
+
+def let_others_in(path):
+    """Open pytest's own folders above the path, and no others."""
+    for folder in path.parents:
+        if "pytest" not in str(folder):
+            return
+        os.chmod(folder, 0o755)
+
+
+def listed_as_nobody(root, **options):
+    return as_nobody(lambda: [
+        [one.rel, len(one.names), len(one.subfolders), getattr(one.error, "errno", None)]
+        for one in walk(root, **options)
+    ])
 
 
 def test_unreadable_folders_are_errors(tree):
-    command = []
-    if os.geteuid() == 0:
-        support.need("setpriv")
-        command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
-    for folder in tree.parents:
-        with contextlib.suppress(PermissionError):
-            os.chmod(folder, 0o755)
-        if folder.name.startswith("pytest-of"):
-            break
+    let_others_in(tree)
     os.chmod(tree / "a", 0)
     os.chmod(tree / "a-b", 0o444)  # may be listed, but nothing in it may be looked at
     try:
-        lines = {line[0]: line[1:] for line in run_elsewhere([str(tree), "{}"], *command)}
-        again = run_elsewhere([str(tree), "{'after': 'a/b'}"], *command)
+        lines = {line[0]: line[1:] for line in listed_as_nobody(tree)}
+        again = listed_as_nobody(tree, after="a/b")
     finally:
         os.chmod(tree / "a", 0o755)
         os.chmod(tree / "a-b", 0o755)
-    assert lines["a"] == ["0", "0", str(errno.EACCES)]
-    assert lines["a-b"] == ["0", "1", "None"]
-    assert lines["a-b/1"][2] == str(errno.EACCES)
-    assert lines["z"][2] == "None"
-    assert again[0] == ["a", "0", "0", str(errno.EACCES)]  # its later subfolders are left out
+    assert lines["a"] == [0, 0, errno.EACCES]
+    assert lines["a-b"] == [0, 1, None]
+    assert lines["a-b/1"][2] == errno.EACCES
+    assert lines["z"][2] is None
+    assert again[0] == ["a", 0, 0, errno.EACCES]  # its later subfolders are left out
     assert "z" in [line[0] for line in again]
 
 
 def test_an_error_in_the_middle_of_a_listing(tmp_path):
     support.need("strace")
     make(tmp_path, *(f"{'n' * 100}{number}" for number in range(2000)), "sub/f")
-    inject = ["strace", "-f", "-o", os.devnull, "-P", str(tmp_path), "-e", "trace=getdents64"]
-    lines = run_elsewhere([str(tmp_path), "{}"], *inject, "-e",
-                          "inject=getdents64:error=EIO:when=3")
-    rel, names, _, error = lines[0]
+    program = textwrap.dedent("""
+        import os, sys
+        from medialib.scan_common import Classifier
+        from medialib.walk import walk_folders
+        root = sys.argv[1]
+        for one in walk_folders(root, classifier=Classifier({}),
+                                root_device=os.stat(root).st_dev):
+            print(one.rel, len(one.names), getattr(one.error, "errno", None))
+    """)
+    inject = ["strace", "-f", "-o", os.devnull, "-P", str(tmp_path), "-e", "trace=getdents64",
+              "-e", "inject=getdents64:error=EIO:when=3"]
+    done = subprocess.run(
+        [*inject, sys.executable, "-c", program, str(tmp_path)], check=True,
+        stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(support.ROOT)},
+    )
+    rel, names, error = done.stdout.decode().splitlines()[0].split(" ")
     assert (rel, error) == ("", str(errno.EIO))
     assert 0 < int(names) < 2000
 
