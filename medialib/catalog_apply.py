@@ -1,0 +1,401 @@
+"""One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
+
+All of it happens inside one transaction of the writing thread. The rules are those of identity: the
+same content version keeps what is known of it, a new one starts without (see `merged_facts`).
+"""
+
+from __future__ import annotations
+
+import zlib
+
+from .catalog_roots import CatalogCounters, CatalogRoot, locate_path
+from .catalog_rows import (
+    FILE_COLUMNS,
+    FILE_INSERT,
+    FILE_REPLACE,
+    FileRecord,
+    FileRow,
+    is_same_identity,
+    rel_of_key,
+)
+from .catalog_schema import (
+    FLAG_ERROR,
+    FLAG_PROBED,
+    FLAG_WHOLE,
+    STATE_MISSING,
+    STATE_PRESENT,
+)
+from .catalog_tallies import MetaRow, TallyChanges, read_meta
+
+LOOKUP_SIZES = (1, 4, 16, 64, 256)  # few different statements, so that they stay prepared
+
+
+class FileBatch:
+    """Applies checked records and removals of one agent to one root, in one transaction.
+
+    `tools` are the writing thread's books: `.words`, `.folders`, `.search`, `.year_of`.
+    """
+
+    def __init__(self, db, tools, counters: CatalogCounters, agent, now: float):
+        self.db = db
+        self.tools = tools
+        self.counters = counters
+        self.agent = agent
+        self.now = int(now)
+        self.changes = TallyChanges(db, tools.year_of)
+        self.rels: dict = {}  # folder id → relative path
+        self.roots: dict = {}  # root id → CatalogRoot, one object per row
+        self.folder_roots: dict = {}  # folder id → root id
+        self.fresh: set = set()  # folders made by this batch: nothing can be in them
+
+    # -- records ---------------------------------------------------------------------------------
+
+    def upsert(self, root: CatalogRoot, records: list) -> None:
+        """Apply records of one root. A path that comes twice is applied twice, in order."""
+        root = self.roots.setdefault(root.id, root)
+        run, seen = [], set()
+        for record in records:
+            if record.path in seen:
+                self._apply_run(root, run)
+                run, seen = [], set()
+            seen.add(record.path)
+            run.append(record)
+        self._apply_run(root, run)
+
+    def _apply_run(self, root: CatalogRoot, records: list) -> None:
+        if not records:
+            return
+        places = self._places(root, records)
+        present = self._present_rows(places)
+        if any(record.moved_from for record in records):
+            pairs = self._assign_with_moves(root, records, places, present)
+        else:
+            pairs = [(record, place, present.get(place) or self._missing_row(root, place, record))
+                     for record, place in zip(records, places)]
+        self._write_pairs(root, pairs)
+
+    def _places(self, root: CatalogRoot, records: list) -> list:
+        """[(folder id, name)] of the records, making folders that are new."""
+        start, places, known = len(root.prefix()), [], {}
+        for record in records:
+            rel = record.path[start:]
+            cut = rel.rfind("/")
+            folder_rel = rel[:cut] if cut > 0 else ""
+            folder_id = known.get(folder_rel)
+            if folder_id is None:
+                folder_id = known[folder_rel] = self._folder(root, folder_rel)
+            places.append((folder_id, rel[cut + 1:]))
+        return places
+
+    def _folder(self, root: CatalogRoot, rel: str) -> int:
+        folder_id, made = self.tools.folders.make(
+            self.db, self.counters, root.id, rel, self._searchable_folder)
+        if made:
+            self.fresh.add(folder_id)
+        self.rels[folder_id] = rel
+        self.folder_roots[folder_id] = root.id
+        return folder_id
+
+    def _searchable_folder(self, folder_id: int, rel: str) -> None:
+        self.tools.search.add_folder(self.db, folder_id, rel)
+
+    def _present_rows(self, places: list) -> dict:
+        """{(folder id, name): FileRow} of those that are there."""
+        by_folder: dict = {}
+        for folder_id, name in places:
+            if folder_id not in self.fresh:
+                by_folder.setdefault(folder_id, []).append(name)
+        found = {}
+        for folder_id, names in by_folder.items():
+            for row in self._rows_named(folder_id, names):
+                found[folder_id, row.name] = row
+        return found
+
+    def _rows_named(self, folder_id: int, names: list):
+        start = 0
+        while start < len(names):
+            left = len(names) - start
+            count = next((size for size in LOOKUP_SIZES if size >= left), LOOKUP_SIZES[-1])
+            part = names[start:start + count]
+            start += count
+            part += [part[0]] * (count - len(part))
+            marks = ",".join("?" * count)
+            rows = self.db.execute(
+                f"SELECT {FILE_COLUMNS} FROM file INDEXED BY file_path"
+                f" WHERE folder = ? AND name IN ({marks}) AND state = 0", (folder_id, *part))
+            for row in rows.fetchall():
+                yield FileRow(*row)
+
+    def _missing_row(self, root: CatalogRoot, place: tuple, record: FileRecord,
+                     taken=()) -> FileRow | None:
+        """The missing row that this record revives: the same version, else the newest."""
+        if not root.missing or place[0] in self.fresh:
+            return None
+        rows = [row for row in self._missing_at(place) if row.id not in taken]
+        same = [row for row in rows if is_same_identity(row, record)]
+        return (same or rows or [None])[0]
+
+    def _missing_at(self, place: tuple) -> list:
+        rows = self.db.execute(
+            f"SELECT {FILE_COLUMNS} FROM file INDEXED BY file_missing"
+            " WHERE folder = ? AND name = ? AND state = 1 ORDER BY seq DESC LIMIT 100", place)
+        return [FileRow(*row) for row in rows.fetchall()]
+
+    # -- moves -----------------------------------------------------------------------------------
+
+    def _assign_with_moves(self, root, records, places, present) -> list:
+        """[(record, place, row or None)] where every row is given to one record at most. What a
+        move lands on becomes missing, unless it has moved away itself.
+        """
+        steady = {record.path for record, place in zip(records, places)
+                  if place in present and is_same_identity(present[place], record)}
+        given: dict = {}
+        for record, place in zip(records, places):
+            if record.moved_from and record.path not in steady and record.moved_from not in steady:
+                row = self._moved_row(record, given)
+                if row is not None:
+                    given[row.id] = (record, place, row)
+        movers = {record.path: (record, place, row) for record, place, row in given.values()}
+        taken = set(given)
+        pairs = []
+        for record, place in zip(records, places):
+            own = present.get(place)
+            if record.path in movers:
+                pairs.append(movers[record.path])
+                continue
+            if own is None or own.id in given:
+                own = self._missing_row(root, place, record, taken)
+            if own is not None:
+                taken.add(own.id)
+            pairs.append((record, place, own))
+        self._make_way(movers.values(), present, taken)
+        return pairs
+
+    def _moved_row(self, record: FileRecord, given: dict) -> FileRow | None:
+        """The row that lay at `moved_from`: the same version, present or missing."""
+        for root, rel in locate_path(self.db, self.agent, record.moved_from):
+            cut = rel.rfind("/")
+            folder_id = self.tools.folders.find(self.db, root.id, rel[:cut] if cut > 0 else "")
+            if folder_id is None:
+                continue
+            place = (folder_id, rel[cut + 1:])
+            rows = [*self._rows_named(folder_id, [place[1]]), *self._missing_at(place)]
+            for row in rows:
+                if row.id not in given and is_same_identity(row, record):
+                    return row
+        return None
+
+    def _make_way(self, movers, present: dict, taken: set) -> None:
+        """Free the places that moves land on and the places they leave."""
+        for _, place, row in movers:
+            self.db.execute("UPDATE file SET state = 1 WHERE id = ?", (row.id,))
+            own = present.get(place)
+            if own is not None and own.id not in taken:
+                self._set_missing(own)
+
+    # -- writing ---------------------------------------------------------------------------------
+
+    def _write_pairs(self, root: CatalogRoot, pairs: list) -> None:
+        inserts = []
+        for record, place, row in pairs:
+            if row is None:
+                inserts.append(self._new_row(root, record, place))
+            else:
+                self._change_row(root, record, place, row)
+        self.db.executemany(FILE_INSERT, inserts)
+
+    def _new_row(self, root: CatalogRoot, record: FileRecord, place: tuple) -> FileRow:
+        words, db = self.tools.words, self.db
+        flags = (record.whole | (FLAG_PROBED if record.metadata else 0)
+                 | (FLAG_ERROR if record.error else 0))
+        row = FileRow(
+            self.counters.next("file"), place[0], place[1], record.kind,
+            words.id_of(db, record.ext), record.size, record.mtime_ns, record.mtime, record.ctime,
+            record.ino, record.dev, record.key_text, record.algo, record.sample_size,
+            record.sample_hash, record.full_hash, flags, STATE_PRESENT,
+            words.id_of(db, record.reason) if record.reason else None,
+            self.now, self.now, self.counters.next("seq"))
+        meta = self._put_meta(row.id, record.metadata) if record.metadata else None
+        if record.error:
+            self._put_error(row.id, record.error)
+        self.changes.add(row, root, self.rels[place[0]], meta)
+        return row
+
+    def _change_row(self, root, record: FileRecord, place: tuple, row: FileRow) -> None:
+        """Write the row as the record says, if that differs from what is there."""
+        words, db = self.tools.words, self.db
+        same = keeps_facts(row, record)
+        hashes, flags = merged_facts(row, record, same)
+        old_meta = read_meta(db, row.id) if row.flags & FLAG_PROBED else None
+        new_meta = self._merged_meta(row, record, old_meta, same)
+        flags |= FLAG_PROBED if new_meta is not None else 0
+        flags |= FLAG_ERROR if record.error else 0
+        new = row._replace(
+            folder=place[0], name=place[1], kind=record.kind, ext=words.id_of(db, record.ext),
+            size=record.size, mtime_ns=record.mtime_ns, mtime=record.mtime, ctime=record.ctime,
+            ino=record.ino, dev=record.dev, key_text=record.key_text, algo=hashes[0],
+            sample_size=hashes[1], sample_hash=hashes[2], full_hash=hashes[3], flags=flags,
+            state=STATE_PRESENT,
+            reason=words.id_of(db, record.reason) if record.reason else None)
+        told = self._streams_differ(row, record, old_meta, new_meta)
+        failed = self._error_differs(row, record)
+        if new == row and new_meta == old_meta and not told and not failed:
+            return
+        new = new._replace(changed=self.now, seq=self.counters.next("seq"))
+        self._take_row(row, old_meta)
+        if new_meta is None and old_meta is not None:
+            self._drop_meta(row.id)
+        elif new_meta is not None and (new_meta != old_meta or told):
+            new_meta = self._put_meta(row.id, record.metadata)
+        self._update_error(row, record)
+        self.changes.add(new, root, self.rels[place[0]], new_meta)
+        self._update_row(row, new)
+        if (new.name, new.folder) != (row.name, row.folder):
+            self.tools.search.rename_file(db, self.counters, row.id, row.name, new.name)
+
+    def _update_row(self, old: FileRow, new: FileRow) -> None:
+        """The narrowest statement that does it: each index named costs its entry twice."""
+        tail = (new.flags, new.changed, new.seq, new.id)
+        if new[:12] == old[:12] and (new.state, new.reason) == (old.state, old.reason):
+            if new[12:16] == old[12:16]:
+                self.db.execute("UPDATE file SET flags=?, changed=?, seq=? WHERE id=?", tail)
+            else:
+                self.db.execute(
+                    "UPDATE file SET algo=?, sample_size=?, sample_hash=?, full_hash=?, flags=?,"
+                    " changed=?, seq=? WHERE id=?", (*new[12:16], *tail))
+        else:
+            self.db.execute(FILE_REPLACE, (*new[1:], new.id))
+
+    def _take_row(self, row: FileRow, meta: MetaRow | None) -> None:
+        self.changes.take(row, self._root_of(row.folder), self._rel(row.folder), meta)
+
+    def _rel(self, folder_id: int) -> str:
+        if folder_id not in self.rels:
+            root_id, key = self.db.execute("SELECT root, key FROM folder WHERE id = ?",
+                                           (folder_id,)).fetchone()
+            self.rels[folder_id] = rel_of_key(key)
+            self.folder_roots[folder_id] = root_id
+        return self.rels[folder_id]
+
+    def _root_of(self, folder_id: int) -> CatalogRoot:
+        self._rel(folder_id)
+        return self.roots[self.folder_roots[folder_id]] if (
+            self.folder_roots[folder_id] in self.roots) else self._load_root(folder_id)
+
+    def _load_root(self, folder_id: int) -> CatalogRoot:
+        root_id = self.folder_roots[folder_id]
+        root = self.tools.read_root(self.db, root_id)
+        self.roots[root_id] = root
+        return root
+
+    # -- metadata and errors -----------------------------------------------------------------------
+
+    def _word_or_none(self, text: str | None) -> int | None:
+        return None if text is None else self.tools.words.id_of(self.db, text)
+
+    def _meta_of(self, file_id: int, metadata: tuple) -> MetaRow:
+        duration, container, video_codec, audio_codecs, width, height, bitrate, _ = metadata
+        return MetaRow(file_id, duration, self._word_or_none(container),
+                       self._word_or_none(video_codec), self._word_or_none(audio_codecs),
+                       width, height, bitrate)
+
+    def _merged_meta(self, row, record, old_meta, same: bool) -> MetaRow | None:
+        if record.metadata is not None:
+            return self._meta_of(row.id, record.metadata)
+        return old_meta if same else None
+
+    def _put_meta(self, file_id: int, metadata: tuple) -> MetaRow:
+        meta = self._meta_of(file_id, metadata)
+        self.db.execute("INSERT OR REPLACE INTO metadata VALUES (?,?,?,?,?,?,?,?)", meta)
+        if metadata[7] is None:
+            self.db.execute("DELETE FROM streams WHERE file = ?", (file_id,))
+        else:
+            self.db.execute("INSERT OR REPLACE INTO streams VALUES (?, ?)",
+                            (file_id, zlib.compress(metadata[7].encode("utf-8"), 6)))
+        return meta
+
+    def _drop_meta(self, file_id: int) -> None:
+        self.db.execute("DELETE FROM metadata WHERE file = ?", (file_id,))
+        self.db.execute("DELETE FROM streams WHERE file = ?", (file_id,))
+
+    def _streams_differ(self, row, record, old_meta, new_meta) -> bool:
+        if record.metadata is None or old_meta is None or new_meta != old_meta:
+            return False
+        packed = self.db.execute("SELECT packed FROM streams WHERE file = ?", (row.id,)).fetchone()
+        stored = zlib.decompress(packed[0]).decode("utf-8") if packed else None
+        return stored != record.metadata[7]
+
+    def _stored_error(self, row: FileRow) -> tuple | None:
+        if not row.flags & FLAG_ERROR:
+            return None
+        return self.db.execute("SELECT stage, class, message FROM file_error WHERE file = ?",
+                               (row.id,)).fetchone()
+
+    def _error_differs(self, row, record) -> bool:
+        return bool(row.flags & FLAG_ERROR or record.error) and (
+            self._stored_error(row) != record.error)
+
+    def _put_error(self, file_id: int, error: tuple) -> None:
+        self.db.execute("INSERT OR REPLACE INTO file_error VALUES (?,?,?,?)", (file_id, *error))
+
+    def _update_error(self, row: FileRow, record: FileRecord) -> None:
+        if record.error:
+            self._put_error(row.id, record.error)
+        elif row.flags & FLAG_ERROR:
+            self.db.execute("DELETE FROM file_error WHERE file = ?", (row.id,))
+
+    # -- removals --------------------------------------------------------------------------------
+
+    def remove(self, root: CatalogRoot, paths: list) -> int:
+        """The files at these paths are gone: they become missing, their facts stay."""
+        root = self.roots.setdefault(root.id, root)
+        start, by_folder = len(root.prefix()), {}
+        for path in paths:
+            folder_rel, _, name = path[start:].rpartition("/")
+            by_folder.setdefault(folder_rel, []).append(name)
+        count = 0
+        for folder_rel, names in by_folder.items():
+            folder_id = self.tools.folders.find(self.db, root.id, folder_rel)
+            if folder_id is None:
+                continue
+            self._rel(folder_id)
+            for row in list(self._rows_named(folder_id, list(dict.fromkeys(names)))):
+                self._set_missing(row)
+                count += 1
+        return count
+
+    def _set_missing(self, row: FileRow) -> None:
+        meta = read_meta(self.db, row.id) if row.flags & FLAG_PROBED else None
+        self._take_row(row, meta)
+        new = row._replace(state=STATE_MISSING, changed=self.now, seq=self.counters.next("seq"))
+        self.changes.add(new, self._root_of(row.folder), self._rel(row.folder), meta)
+        self.db.execute("UPDATE file SET state = 1, changed = ?, seq = ? WHERE id = ?",
+                        (new.changed, new.seq, new.id))
+
+
+def keeps_facts(row: FileRow, record: FileRecord) -> bool:
+    """Whether what is known of the row is still true of the record's file. An equal identity with
+    another hash by the same recipe is other content: its stamp was put back after an edit.
+    """
+    if not is_same_identity(row, record):
+        return False
+    if record.sample_hash is None or row.sample_hash is None or row.algo != record.algo:
+        return True
+    if row.sample_size == record.sample_size and row.sample_hash != record.sample_hash:
+        return False
+    return not (row.full_hash and record.full_hash and row.full_hash != record.full_hash)
+
+
+def merged_facts(row: FileRow, record: FileRecord, same: bool) -> tuple:
+    """((algo, sample_size, sample_hash, full_hash), flags) after the record was applied. A record
+    that merely lacks a hash erases nothing of the same version.
+    """
+    brought = (record.algo, record.sample_size, record.sample_hash, record.full_hash)
+    if not same:
+        return brought, record.whole
+    if record.sample_hash is None:
+        return row[12:16], row.flags & FLAG_WHOLE
+    alike = (row.algo, row.sample_size, row.sample_hash) == brought[:3]
+    if alike and record.full_hash is None and not record.whole:
+        return row[12:16], row.flags & FLAG_WHOLE
+    return brought, record.whole

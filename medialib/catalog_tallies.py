@@ -1,0 +1,159 @@
+"""Every number that is shown moves with its rows: the differences one transaction makes."""
+
+from __future__ import annotations
+
+import collections
+import time
+from typing import NamedTuple
+
+from .catalog_roots import CatalogRoot
+from .catalog_rows import NS_PER_S, FileRow, digest_of_row, duplicate_key_of, signed_sum
+from .catalog_schema import (
+    FACET_AUDIO_CODEC,
+    FACET_CONTAINER,
+    FACET_HEIGHT,
+    FACET_VIDEO_CODEC,
+    FACET_YEAR,
+    STATE_PRESENT,
+)
+
+DAY_NS = 86400 * NS_PER_S
+
+
+class MetaRow(NamedTuple):
+    """One row of `metadata`; texts are numbers of words."""
+
+    file: int
+    duration: float | None
+    container: int | None
+    video_codec: int | None
+    audio_codecs: int | None
+    width: int | None
+    height: int | None
+    bitrate: int | None
+
+
+META_COLUMNS = ", ".join(MetaRow._fields)
+
+
+def read_meta(db, file_id: int) -> MetaRow | None:
+    row = db.execute(f"SELECT {META_COLUMNS} FROM metadata WHERE file = ?", (file_id,)).fetchone()
+    return MetaRow(*row) if row else None
+
+
+class YearOfNs:
+    """The year (UTC) of a time in nanoseconds, remembered by day."""
+
+    def __init__(self):
+        self._by_day: dict = {}
+
+    def __call__(self, mtime_ns: int) -> int:
+        day = mtime_ns // DAY_NS
+        year = self._by_day.get(day)
+        if year is None:
+            if len(self._by_day) > 20_000:
+                self._by_day.clear()
+            year = self._by_day[day] = self._year_of_day(day)
+        return year
+
+    def _year_of_day(self, day: int) -> int:
+        try:
+            return time.gmtime(day * 86400).tm_year
+        except (OverflowError, OSError, ValueError):
+            return 1970 + int(day / 365.2425)
+
+
+class TallyChanges:
+    """Collects what rows were added and taken away; `save` writes the sums once."""
+
+    def __init__(self, db, year_of):
+        self.db = db
+        self.year_of = year_of
+        self.tally: dict = collections.defaultdict(lambda: [0, 0])
+        self.facet: dict = collections.defaultdict(lambda: [0, 0])
+        self.folder: dict = collections.defaultdict(lambda: [0, 0])
+        self.roots: dict = {}
+        self.duplicate_keys: set = set()
+
+    def add(self, row: FileRow, root: CatalogRoot, rel_folder: str, meta: MetaRow | None) -> None:
+        self._count(row, root, rel_folder, meta, 1)
+
+    def take(self, row: FileRow, root: CatalogRoot, rel_folder: str, meta: MetaRow | None) -> None:
+        self._count(row, root, rel_folder, meta, -1)
+
+    def _count(self, row, root, rel_folder, meta, sign) -> None:
+        size = sign * row.size
+        entries = [
+            self.tally[root.id, row.kind, row.ext, row.reason or 0, row.state],
+            self.facet[root.id, row.state, FACET_YEAR, self.year_of(row.mtime_ns)],
+        ]
+        if meta is not None:
+            entries += self._meta_entries(row, root, meta)
+        self.roots[root.id] = root
+        if row.state == STATE_PRESENT:
+            entries.append(self.folder[row.folder])
+            root.files += sign
+            root.bytes += size
+            root.digest = signed_sum(root.digest + sign * digest_of_row(row, rel_folder))
+            key = duplicate_key_of(row)
+            if key is not None:
+                self.duplicate_keys.add(key)
+        else:
+            root.missing += sign
+            root.missing_bytes += size
+        for entry in entries:
+            entry[0] += sign
+            entry[1] += size
+
+    def _meta_entries(self, row, root, meta) -> list:
+        values = (
+            (FACET_VIDEO_CODEC, meta.video_codec), (FACET_CONTAINER, meta.container),
+            (FACET_HEIGHT, meta.height), (FACET_AUDIO_CODEC, meta.audio_codecs),
+        )
+        return [self.facet[root.id, row.state, field, value]
+                for field, value in values if value is not None]
+
+    def save(self, folders) -> None:
+        """Write all sums. `folders` is the FolderBook, for the folders above."""
+        self._save_sums("tally", "root, kind, ext, reason, state", self.tally)
+        self._save_sums("facet", "root, state, field, value", self.facet)
+        self._save_folders(folders)
+        self.db.executemany(
+            "UPDATE root SET files = ?, bytes = ?, missing = ?, missing_bytes = ?, digest = ?"
+            " WHERE id = ?",
+            [(root.files, root.bytes, root.missing, root.missing_bytes, root.digest, root.id)
+             for root in self.roots.values()])
+
+    def _save_sums(self, table: str, keys: str, sums: dict) -> None:
+        changed = [(*key, files, size) for key, (files, size) in sums.items() if files or size]
+        if not changed:
+            return
+        marks = ", ".join("?" * len(changed[0]))
+        self.db.executemany(
+            f"INSERT INTO {table} ({keys}, files, bytes) VALUES ({marks}) ON CONFLICT ({keys})"
+            " DO UPDATE SET files = files + excluded.files, bytes = bytes + excluded.bytes",
+            changed)
+        self._drop_empty(table, keys, changed)
+
+    def _drop_empty(self, table: str, keys: str, changed: list) -> None:
+        where = " AND ".join(f"{key} = ?" for key in keys.split(", "))
+        self.db.executemany(f"DELETE FROM {table} WHERE {where} AND files = 0",
+                            [entry[:-2] for entry in changed if entry[-2] < 0])
+
+    def _save_folders(self, folders) -> None:
+        own = {key: value for key, value in self.folder.items() if value[0] or value[1]}
+        trees: dict = collections.defaultdict(lambda: [0, 0])
+        for folder_id, (files, size) in own.items():
+            above = folder_id
+            while above is not None:
+                entry = trees[above]
+                entry[0] += files
+                entry[1] += size
+                above = folders.parent(self.db, above)
+        self.db.executemany(
+            "UPDATE folder SET files = files + ?, bytes = bytes + ? WHERE id = ?",
+            [(files, size, folder_id) for folder_id, (files, size) in own.items()])
+        self.db.executemany(
+            "UPDATE folder SET tree_files = tree_files + ?, tree_bytes = tree_bytes + ?"
+            " WHERE id = ?",
+            [(files, size, folder_id) for folder_id, (files, size) in trees.items()])

@@ -1,0 +1,192 @@
+"""The one thread that writes the catalogue: it commits what waits together, and then answers.
+
+A FULL commit costs the same for one batch as for ten, so all waiting jobs share one. Each runs in
+a savepoint of its own: a job that fails takes only its own changes back. Nobody gets an answer
+before the commit that holds his changes.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import sqlite3
+import threading
+import time
+from concurrent.futures import Future
+
+from .base import StoreError, log
+from .sqlite_store import StoreConnection, explain_sqlite_error
+
+GROUP_JOBS = 64  # more would let the first one wait too long
+GROUP_TIME_S = 0.25
+WRITE_TIMEOUT_S = 120.0
+
+
+class WriteJob:
+    """`work(db)` and the future that gets its answer after the commit."""
+
+    def __init__(self, work):
+        self.work = work
+        self.future: Future = Future()
+
+
+class CatalogWriter:
+    """Runs jobs one after the other on one connection. Call `start`, and `stop` at the end.
+
+    `idle_work(db)` is called when nothing waits; it returns in how many seconds it wants to be
+    called again, or None when there is nothing to do before the next job.
+    `on_failure()` is called after every rollback: numbers that were not committed are forgotten.
+    """
+
+    def __init__(self, store: StoreConnection, *, idle_work=None, on_failure=None):
+        self.store = store
+        self.idle_work = idle_work
+        self.on_failure = on_failure or (lambda: None)
+        self.last_error: str | None = None  # of the last commit, None when it succeeded
+        self.commits = 0
+        self._waiting: collections.deque = collections.deque()
+        self._ready = threading.Condition()  # guards _waiting, _stopping and _idle_at
+        self._stopping = False
+        self._idle_at: float | None = 0.0  # on the monotonic clock
+        self._thread = threading.Thread(target=self._loop, name="catalogue writer", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Finish what waits and end. Later writes are refused."""
+        with self._ready:
+            self._stopping = True
+            self._ready.notify_all()
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def submit(self, work) -> Future:
+        """Queue `work(db)`; the future's result is what it returns, after the commit."""
+        job = WriteJob(work)
+        with self._ready:
+            if self._stopping:
+                raise StoreError("the catalogue is being closed")
+            self._waiting.append(job)
+            self._ready.notify_all()
+        return job.future
+
+    def run(self, work, timeout_s: float = WRITE_TIMEOUT_S):
+        """`submit`, and wait for the answer."""
+        return self.submit(work).result(timeout_s)
+
+    # -- the thread ------------------------------------------------------------------------------
+
+    def _loop(self) -> None:
+        while True:
+            jobs = self._take()
+            if jobs is None:
+                return
+            try:
+                if jobs:
+                    self._commit_group(jobs)
+                else:
+                    self._work_idly()
+            except Exception:  # the worker loop's edge: the next jobs go on
+                log.exception("the catalogue's writer failed")
+                for job in jobs:
+                    if not job.future.done():
+                        job.future.set_exception(StoreError("the catalogue could not be written"))
+
+    def _take(self) -> list | None:
+        """The waiting jobs; [] when there is time for idle work; None at the end."""
+        with self._ready:
+            while not self._waiting and not self._stopping:
+                wait_s = None if self._idle_at is None else self._idle_at - time.monotonic()
+                if wait_s is not None and wait_s <= 0:
+                    return []
+                self._ready.wait(wait_s)
+            if not self._waiting:
+                return None
+            if self._idle_at is None:
+                self._idle_at = 0.0
+            count = min(len(self._waiting), GROUP_JOBS)
+            return [self._waiting.popleft() for _ in range(count)]
+
+    def _work_idly(self) -> None:
+        again_s = None
+        if self.idle_work is not None:
+            try:
+                with self.store.atomic() as db:
+                    again_s = self.idle_work(db)
+            except StoreError as error:
+                log.warning("%s", error)
+                self.on_failure()
+        with self._ready:
+            self._idle_at = None if again_s is None else time.monotonic() + again_s
+
+    def _commit_group(self, jobs: list) -> None:
+        """One transaction. When it is lost as a whole, each job is tried once in one of its own."""
+        outcomes: list = []
+        try:
+            with self.store.atomic() as db:
+                started = time.monotonic()
+                for job in jobs:
+                    outcomes.append(self._run_in_savepoint(db, job))
+                    if time.monotonic() - started > GROUP_TIME_S:
+                        break
+        except (StoreError, sqlite3.Error) as error:
+            self.on_failure()
+            self._retry_alone(jobs, error)
+            return
+        self.commits += 1
+        self.last_error = None
+        self._answer(jobs, outcomes)
+        self._put_back(jobs[len(outcomes):])
+
+    def _run_in_savepoint(self, db, job: WriteJob) -> tuple:
+        """(result, None) or (None, exception). Raises when the whole transaction is gone."""
+        db.execute("SAVEPOINT job")
+        try:
+            result = job.work(db)
+        except Exception as error:
+            self.on_failure()
+            if not db.in_transaction:  # a full disk or an I/O error ends all of it
+                raise explain_sqlite_error(error, self.store.path) if isinstance(
+                    error, sqlite3.Error) else StoreError(str(error)) from error
+            db.execute("ROLLBACK TO job")
+            db.execute("RELEASE job")
+            if isinstance(error, sqlite3.DatabaseError):
+                return None, explain_sqlite_error(error, self.store.path)
+            return None, error
+        db.execute("RELEASE job")
+        return result, None
+
+    def _retry_alone(self, jobs: list, error: Exception) -> None:
+        if len(jobs) == 1:
+            self._fail(jobs[0], error)
+            return
+        for job in jobs:
+            try:
+                with self.store.atomic() as db:
+                    outcome = self._run_in_savepoint(db, job)
+            except (StoreError, sqlite3.Error) as again:
+                self.on_failure()
+                self._fail(job, again)
+            else:
+                self.commits += 1
+                self.last_error = None
+                self._answer([job], [outcome])
+
+    def _fail(self, job: WriteJob, error: Exception) -> None:
+        if isinstance(error, sqlite3.Error):
+            error = explain_sqlite_error(error, self.store.path)
+        self.last_error = str(error)
+        job.future.set_exception(error)
+
+    def _answer(self, jobs: list, outcomes: list) -> None:
+        for job, (result, error) in zip(jobs, outcomes):
+            with contextlib.suppress(Exception):  # whoever waited may have given up
+                if error is None:
+                    job.future.set_result(result)
+                else:
+                    job.future.set_exception(error)
+
+    def _put_back(self, jobs: list) -> None:
+        with self._ready:
+            self._waiting.extendleft(reversed(jobs))

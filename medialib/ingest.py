@@ -1,0 +1,399 @@
+"""What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+
+`Ingest` is called by the HTTP routes and by the host's own scanner alike. A batch is judged record
+by record, applied in one transaction, and answered after its commit.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+
+from .base import PROTOCOL, log
+from .catalog import Catalog
+from .catalog_agents import holder_is_alive, save_hello
+from .catalog_compare import folder_page, name_page, read_agent_root
+from .catalog_roots import (
+    CatalogAgent,
+    agent_row,
+    find_agent,
+    holding_root,
+    make_implicit_root,
+    read_root,
+    read_roots,
+    resolve_root,
+    touch_root,
+)
+from .catalog_schema import LOCAL_AGENT
+from .catalog_settings import config_for, settings_of
+from .host_agents import AgentPresence
+from .http_json import HttpError
+from .ingest_records import RecordChecker, RecordError, check_path, is_clean_text
+from .scan_common import Classifier
+from .settings import is_absolute_text, normal_root_path
+
+BATCH_FILES = 50_000
+BATCH_TEXT = 200
+BATCHES_KEPT = 2000
+REJECTED_KEPT = 1000
+REV_MAX = (1 << 63) - 1
+AGENT_ID = re.compile(r"[0-9A-Za-z._:@+-]{1,100}")
+ADDRESS_AGENT = "addr:"  # agents that do not say who they are
+HELLO_ROOTS = 1000
+
+
+def bad_batch(detail: str) -> HttpError:
+    return HttpError(400, "bad request", detail)
+
+
+class BatchOutline:
+    """The checked outline of a batch: everything but its records."""
+
+    def __init__(self, body: dict, peer: str | None):
+        if not isinstance(body, dict):
+            raise bad_batch("the body must be an object")
+        self.agent_id, self.agent_name, self.instance = agent_of(body, peer)
+        self.batch_id = short_text(body, "batch_id")
+        self.files = listed(body, "files")
+        self.removed = listed(body, "removed")
+        self.root = root_path_of(body)
+        self.volume = short_text(body, "volume", 1000)
+        self.volume_path = short_text(body, "volume_path", 5000)
+        self.after_rev = whole_number(body, "after_rev")
+        self.rev = whole_number(body, "rev")
+        if (self.after_rev is None) != (self.rev is None):
+            raise bad_batch("after_rev and rev come together")
+        self.end = body.get("end_of_root")
+        if self.end is not None and (not isinstance(self.end, dict) or self.root is None):
+            raise bad_batch("end_of_root must be an object, and needs a root")
+        if "files" not in body and not self.removed and self.end is None:
+            raise bad_batch("files is missing")
+
+
+def listed(body: dict, key: str) -> list:
+    value = body.get(key)
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise bad_batch(f"{key} must be a list")
+    if len(value) > BATCH_FILES:
+        raise HttpError(413, "too much", f"{key} has more than {BATCH_FILES} entries")
+    return value
+
+
+def short_text(body: dict, key: str, length: int = BATCH_TEXT) -> str | None:
+    value = body.get(key)
+    if value is None:
+        return None
+    if not is_clean_text(value) or len(value) > length:
+        raise bad_batch(f"{key} must be a text of at most {length} characters")
+    return value
+
+
+def whole_number(body: dict, key: str) -> int | None:
+    value = body.get(key)
+    if value is not None and (type(value) is not int or not 0 <= value <= REV_MAX):
+        raise bad_batch(f"{key} must be a whole number")
+    return value
+
+
+def root_path_of(body: dict) -> str | None:
+    root = short_text(body, "root", 32_768)
+    if root is None:
+        return None
+    root = normal_root_path(root)
+    if not is_absolute_text(root):
+        raise bad_batch("root must be an absolute path")
+    return root
+
+
+def agent_of(body: dict, peer: str | None) -> tuple:
+    """(id, name, instance). Who says nothing is named after the address; no peer is ourselves."""
+    agent = body.get("agent")
+    if agent is None:
+        if peer is None:
+            return LOCAL_AGENT, LOCAL_AGENT, None
+        return f"{ADDRESS_AGENT}{peer}", peer, None
+    if not isinstance(agent, dict):
+        raise bad_batch("agent must be an object")
+    agent_id, instance = agent.get("id"), agent.get("instance")
+    if not isinstance(agent_id, str) or not AGENT_ID.fullmatch(agent_id):
+        raise bad_batch("agent.id must be a text of letters, digits and . _ : @ + -")
+    if peer is not None and (agent_id == LOCAL_AGENT or agent_id.startswith(ADDRESS_AGENT)):
+        raise bad_batch(f"agent.id {agent_id} is the host's own")
+    name = agent.get("name")
+    if name is None or name == "":
+        name = agent_id
+    if not is_clean_text(name) or len(name) > BATCH_TEXT:
+        raise bad_batch("agent.name must be a short text")
+    if instance is not None and (not is_clean_text(instance) or len(instance) > BATCH_TEXT):
+        raise bad_batch("agent.instance must be a short text")
+    return agent_id, name, instance
+
+
+class Ingest:
+    """The four calls of agents. `peer` is the caller's address, None for the host's own scanner."""
+
+    def __init__(self, catalog: Catalog, presence: AgentPresence):
+        self.catalog = catalog
+        self.presence = presence
+        self.counts = {"batches": 0, "files": 0, "rejected": 0, "repeated": 0}
+
+    # -- hello -----------------------------------------------------------------------------------
+
+    def hello(self, body: dict, peer: str | None = None) -> dict:
+        """The agent says what it is and has; the answer is its configuration and its commands."""
+        if not isinstance(body, dict) or not isinstance(body.get("agent"), dict):
+            raise bad_batch("agent must be an object")
+        agent_id, name, instance = agent_of(body, peer)
+        self._let_in(agent_id, instance, peer)
+        roots = hello_roots(body["agent"])
+        stats = body.get("stats") if isinstance(body.get("stats"), dict) else {}
+        about = {**body["agent"], "roots": roots, "name": name, "stats_at": self.catalog.clock()}
+        errors = body.get("errors") if isinstance(body.get("errors"), dict) else None
+        saved = save_hello(self.catalog, self.presence, agent_id, about, errors, peer)
+        self.presence.tell(agent_id, about, stats)
+        self.presence.put_results(body.get("results"))
+        with self.catalog.reader() as db:
+            config = config_for(db, agent_id, self.catalog.library_id)
+        return {"ok": True, "library_id": self.catalog.library_id, "protocol": PROTOCOL,
+                "config": config, "commands": self.presence.take_commands(agent_id), **saved}
+
+    def _let_in(self, agent_id: str, instance: str | None, peer: str | None) -> None:
+        verdict = self.presence.contact(agent_id, instance, peer)
+        if verdict == "":
+            raise HttpError(409, "another instance",
+                            "another running process uses this agent's id; try again in a minute")
+        if verdict is not None:
+            log.warning("agent %s runs on two machines; the one at %s becomes %s", agent_id, peer,
+                        verdict)
+            raise HttpError(409, "cloned", "another machine uses this agent's id",
+                            extra={"new_id": verdict})
+
+    # -- batches ---------------------------------------------------------------------------------
+
+    def batch(self, body: dict, peer: str | None = None) -> dict:
+        """Apply one batch; the answer comes after its commit."""
+        outline = BatchOutline(body, peer)
+        if not self.presence.is_current(outline.agent_id, outline.instance):
+            raise HttpError(409, "another instance", "this agent's id is held by another process")
+        self.presence.contact(outline.agent_id, outline.instance, peer)
+        records, errors = self._checked(outline)
+        removed = self._checked_removals(outline, errors)
+        answer = self.catalog.change(
+            lambda changes: self._apply(changes, outline, records, removed, errors, peer))
+        self.counts["batches"] += 1
+        self.counts["files"] += answer["processed"]
+        self.counts["rejected"] += len(errors)
+        return answer
+
+    def _checked(self, outline: BatchOutline) -> tuple:
+        prefix = ""
+        if outline.root is not None:
+            prefix = outline.root if outline.root.endswith("/") else outline.root + "/"
+        checker = RecordChecker(prefix, self._classifier(outline))
+        check, records, errors = checker.check, [], []
+        for index, raw in enumerate(outline.files):
+            try:
+                records.append(check(index, raw))
+            except RecordError as error:
+                path = raw.get("path") if isinstance(raw, dict) else None
+                shown = path[:1000] if isinstance(path, str) else None
+                errors.append({"index": index, "path": shown, "error": str(error)})
+        return records, errors
+
+    def _classifier(self, outline: BatchOutline) -> Classifier | None:
+        """Needed for records without a kind of ours only, which come from older agents."""
+        if all(isinstance(raw, dict) and raw.get("kind") not in (None, "media")
+               for raw in outline.files):
+            return None
+        with self.catalog.reader() as db:
+            return Classifier(settings_of(db, outline.agent_id))
+
+    def _checked_removals(self, outline: BatchOutline, errors: list) -> list:
+        if not outline.removed:
+            return []
+        if outline.root is None:
+            raise bad_batch("removed needs a root")
+        prefix = outline.root if outline.root.endswith("/") else outline.root + "/"
+        paths = []
+        for path in outline.removed:
+            try:
+                if not check_path(path).startswith(prefix):
+                    raise RecordError("path is not inside the batch's root")
+                paths.append(path)
+            except RecordError as error:
+                shown = path[:1000] if isinstance(path, str) else None
+                errors.append({"index": None, "path": shown, "error": f"removed: {error}"})
+        return paths
+
+    def _apply(self, changes, outline, records, removed, errors, peer) -> dict:
+        """Inside the transaction: order, repeats, files, removals, end of root."""
+        db = changes.db
+        agent = agent_row(db, outline.agent_id, outline.agent_name, peer, changes.now)
+        stored = stored_answer(db, agent, outline.batch_id)
+        if stored is not None:
+            self.counts["repeated"] += 1
+            return stored
+        answer = {"ok": True, "batch_id": outline.batch_id, "processed": len(records),
+                  "errors": errors}
+        if not self._in_order(agent, outline):
+            answer.update(processed=len(outline.files), errors=[])
+            return answer
+        root = self._apply_files(changes, agent, outline, records, removed)
+        if outline.end is not None:
+            answer["in_step"] = end_root(changes, root, outline.end)
+        if outline.rev is not None:
+            db.execute("UPDATE agent SET last_rev = ? WHERE id = ?", (outline.rev, agent.id))
+        note_rejected(db, agent, records, errors, changes.now)
+        remember_answer(db, changes, agent, outline.batch_id, answer)
+        return answer
+
+    def _in_order(self, agent: CatalogAgent, outline: BatchOutline) -> bool:
+        """False for what was applied before; 409 when something before this batch is missing."""
+        if outline.rev is None:
+            return True
+        if agent.last_rev < outline.after_rev:
+            raise HttpError(409, "resync", "what came before this batch is not here",
+                            extra={"last_rev": agent.last_rev})
+        return outline.rev > agent.last_rev or (
+            outline.rev == outline.after_rev == agent.last_rev)  # an end of root without changes
+
+    def _apply_files(self, changes, agent, outline, records, removed):
+        batch = changes.files_of(agent)
+        if outline.root is None:
+            for root, some in by_implicit_root(changes, agent, records):
+                batch.upsert(root, some)
+            return None
+        root = resolve_root(changes.db, changes.counters, agent, outline.root, outline.volume,
+                            outline.volume_path,
+                            is_alive=functools.partial(holder_is_alive, self.presence))
+        batch.upsert(root, records)
+        batch.remove(root, removed)
+        return batch.roots.get(root.id, root)
+
+    # -- comparing -------------------------------------------------------------------------------
+
+    def folders(self, body: dict, peer: str | None = None) -> dict:
+        """A page of the root's folders with what is in each, as one number."""
+        root_id, _ = self._asked_root(body, peer)
+        limit = min(whole_number(body, "limit") or 500, 5000)
+        after = whole_number(body, "after") or 0
+        if root_id is None:
+            return {"ok": True, "folders": [], "next": None}
+        with self.catalog.reader() as db:
+            return {"ok": True, **folder_page(db, root_id, after, limit)}
+
+    def names(self, body: dict, peer: str | None = None) -> dict:
+        """A page of the files of one folder; with "full" whole records."""
+        root_id, _ = self._asked_root(body, peer)
+        limit = min(whole_number(body, "limit") or 1000, 5000)
+        folder = short_text(body, "folder", 32_768) or ""
+        after = short_text(body, "after", 32_768)
+        if root_id is None:
+            return {"ok": True, "files": [], "next": None}
+        with self.catalog.reader() as db:
+            words = self.catalog.words(db)
+            root = read_root(db, root_id)
+            page = name_page(db, words, root, folder, after, limit, bool(body.get("full")))
+        return {"ok": True, **page}
+
+    def _asked_root(self, body: dict, peer: str | None) -> tuple:
+        """(root number or None, agent number or None) of what the body names."""
+        if not isinstance(body, dict):
+            raise bad_batch("the body must be an object")
+        agent_id, _, _ = agent_of(body, peer)
+        path = root_path_of(body)
+        if path is None:
+            raise bad_batch("root is missing")
+        volume = short_text(body, "volume", 1000)
+        volume_path = short_text(body, "volume_path", 5000)
+        with self.catalog.reader() as db:
+            agent = find_agent(db, agent_id)
+            if agent is None:
+                return None, None
+            root = read_agent_root(db, agent, path, volume, volume_path)
+            return (root.id if root else None), agent.id
+
+
+def hello_roots(agent: dict) -> list | None:
+    """The roots an agent reports, those that are well-formed; None when it says nothing of them."""
+    roots = agent.get("roots")
+    if not isinstance(roots, list):
+        return None
+    found = {}
+    for raw in roots[:HELLO_ROOTS]:
+        if not isinstance(raw, dict) or not is_clean_text(raw.get("path")):
+            continue
+        path = normal_root_path(raw["path"])
+        if is_absolute_text(path):
+            found[path] = {**raw, "path": path}
+    return list(found.values())
+
+
+def by_implicit_root(changes, agent, records: list):
+    """(root, records) for records of a batch that names no root, in their order."""
+    roots = read_roots(changes.db, agent.id)
+    run, root = [], None
+    for record in records:
+        found = holding_root(roots, record.path)
+        if found is None:
+            found = make_implicit_root(changes.db, changes.counters, agent, record.path)
+            roots.append(found)
+        if root is not None and found.id != root.id:
+            yield root, run
+            run = []
+        root = found
+        run.append(record)
+    if run:
+        yield root, run
+
+
+def end_root(changes, root, end: dict) -> bool:
+    """Note a finished scan; whether the agent's sum of the root is ours."""
+    if root.files != end.get("files") or not isinstance(end.get("digest"), str):
+        in_step = False
+    else:
+        in_step = end["digest"].lower() == f"{root.digest % (1 << 64):016x}"
+    scan = {key: value for key, value in end.items() if key != "digest"}
+    scan["at"] = changes.now
+    scan["in_step"] = in_step
+    values = {"scan_json": json.dumps(scan), "state": "online", "reason": None}
+    if in_step:
+        values["transferred"] = 0
+    touch_root(changes.db, changes.counters, root, **values)
+    return in_step
+
+
+def stored_answer(db, agent: CatalogAgent, batch_id: str | None) -> dict | None:
+    if batch_id is None:
+        return None
+    row = db.execute("SELECT answer FROM batch WHERE agent = ? AND batch_id = ?",
+                     (agent.id, batch_id)).fetchone()
+    return json.loads(row[0]) if row else None
+
+
+def remember_answer(db, changes, agent: CatalogAgent, batch_id: str | None, answer: dict) -> None:
+    """Keep the answer for a repeated batch; the oldest ones are forgotten."""
+    if batch_id is None:
+        return
+    last = db.execute("SELECT max(number) FROM batch WHERE agent = ?", (agent.id,)).fetchone()[0]
+    number = (last or 0) + 1
+    db.execute("INSERT INTO batch VALUES (?, ?, ?, ?, ?)",
+               (agent.id, batch_id, number, json.dumps(answer), int(changes.now)))
+    db.execute("DELETE FROM batch WHERE agent = ? AND number <= ?",
+               (agent.id, number - BATCHES_KEPT))
+
+
+def note_rejected(db, agent: CatalogAgent, records: list, errors: list, now: float) -> None:
+    """Keep what was refused and why, until the path is accepted."""
+    known = db.execute("SELECT count(*) FROM rejected WHERE agent = ?", (agent.id,)).fetchone()[0]
+    if known:
+        db.executemany("DELETE FROM rejected WHERE agent = ? AND path = ?",
+                       [(agent.id, record.path) for record in records])
+    for error in errors[:max(0, REJECTED_KEPT - known)]:
+        path = error["path"] or ""
+        if is_clean_text(path):
+            db.execute("INSERT OR REPLACE INTO rejected VALUES (?, ?, ?, ?)",
+                       (agent.id, path, error["error"], int(now)))

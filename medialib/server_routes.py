@@ -1,0 +1,222 @@
+"""The host's calls over HTTP: paths to handlers."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+
+from .base import PROTOCOL, VERSION
+from .catalog import Catalog
+from .catalog_agents import agent_list, rejected_of
+from .catalog_changes import changes_page
+from .catalog_files import FilePages
+from .catalog_roots import find_agent
+from .catalog_schema import LOCAL_AGENT
+from .catalog_settings import (
+    LIBRARY_SCOPE,
+    checked_settings,
+    config_for,
+    settings_of,
+    store_settings,
+    stored_settings,
+)
+from .catalog_summary import catalog_summary
+from .host_agents import AgentPresence
+from .http_json import HttpError, Reply, Router
+from .ingest import Ingest
+from .server_agents import AgentControl
+from .settings import settings_table
+from .web_assets import package_file, web_file, web_names
+
+CONTENT_TYPES = {
+    "html": "text/html; charset=utf-8", "js": "text/javascript; charset=utf-8",
+    "css": "text/css; charset=utf-8", "svg": "image/svg+xml", "json": "application/json",
+    "png": "image/png", "ico": "image/x-icon", "txt": "text/plain; charset=utf-8",
+}
+AGENT_FILE_MOST = 4 << 20
+
+
+class HostRoutes:
+    """Handlers over one catalogue. `control.local` is set by whoever starts the local scanner."""
+
+    def __init__(self, catalog: Catalog, *, agent_file=None, metrics: bool = True):
+        self.catalog = catalog
+        self.metrics = metrics
+        self.stopping = threading.Event()
+        self.presence = AgentPresence(catalog.clock)
+        self.ingest = Ingest(catalog, self.presence)
+        self.control = AgentControl(catalog, self.presence)
+        self.agent_file = agent_file or find_agent_file
+
+    def stop(self) -> None:
+        """End what streams to browsers."""
+        self.stopping.set()
+
+    def router(self) -> Router:
+        router = Router()
+        self._add_pages(router)
+        self._add_ingest(router)
+        self._add_queries(router)
+        self._add_agents(router)
+        return router
+
+    def _add_pages(self, router: Router) -> None:
+        router.add("GET", "/", self.page, summary="The web page")
+        router.add("GET", "/agent.py", self.agent_py, summary="The agent that matches this host")
+        router.add("GET", "/health", self.health, summary="Can the catalogue be written?")
+        for name in web_names():
+            router.add("GET", f"/web/{name}", self.page_file, summary="A file of the web page")
+
+    def _add_ingest(self, router: Router) -> None:
+        router.add("GET", "/ingest/config", self.config, summary="An agent's configuration")
+        for name, method in (("hello", self.ingest.hello), ("batch", self.ingest.batch),
+                             ("folders", self.ingest.folders), ("names", self.ingest.names)):
+            router.add("POST", f"/ingest/{name}", self._from_agent(method), body=True,
+                       summary=(method.__doc__ or "").split("\n")[0])
+
+    def _from_agent(self, method):
+        return lambda request: method(request.json, request.peer_text)
+
+    def _add_queries(self, router: Router) -> None:
+        for name, method in (
+                ("summary", self.summary), ("files", self.files), ("file", self.file),
+                ("changes", self.changes), ("settings", self.settings)):
+            router.add("POST", f"/api/{name}", method, body=True,
+                       summary=(method.__doc__ or "").split("\n")[0])
+
+    def _add_agents(self, router: Router) -> None:
+        router.add("POST", "/api/agents", self.agents, body=True, summary="All agents")
+        for name in ("scan_now", "ls", "clear_cache", "compact_cache", "set", "accept_empty"):
+            method = getattr(self.control, name)
+            router.add("POST", f"/api/agents/{name}", self._with_body(method), body=True,
+                       summary=f"Tell an agent: {name.replace('_', ' ')}")
+
+    def _with_body(self, method):
+        return lambda request: method(request.json)
+
+    # -- pages -----------------------------------------------------------------------------------
+
+    def page(self, request) -> Reply:
+        if self.catalog.problem is not None:
+            return Reply(503, f"medialib: the catalogue cannot be used\n\n{self.catalog.problem}\n")
+        return served_file("index.html")
+
+    def page_file(self, request) -> Reply:
+        return served_file(request.path[len("/web/"):])
+
+    def agent_py(self, request) -> Reply:
+        text = self.agent_file()
+        if text is None:
+            raise HttpError(404, "agent.py is not here", "copy the agent.py of medialib "
+                            f"{VERSION} beside server.py, then this address serves it")
+        return Reply(200, text, "text/x-python; charset=utf-8",
+                     {"Content-Disposition": 'attachment; filename="agent.py"'})
+
+    def health(self, request) -> dict:
+        problem = self.catalog.writable()
+        if problem is not None:
+            raise HttpError(503, "the catalogue cannot be written", problem)
+        return {"ok": True, "version": VERSION, "protocol": PROTOCOL,
+                "library_id": self.catalog.library_id}
+
+    # -- agents' calls ---------------------------------------------------------------------------
+
+    def config(self, request) -> dict:
+        """The configuration for whoever asks: the agent heard last from that address."""
+        with self.catalog.reader() as db:
+            agent_id = self._agent_at(db, request.peer_text)
+            return config_for(db, agent_id, self.catalog.library_id)
+
+    def _agent_at(self, db, peer: str) -> str | None:
+        live = [agent for agent in self.presence.all().values() if agent.peer == peer]
+        if live:
+            return max(live, key=lambda agent: agent.last_seen).agent_id
+        row = db.execute("SELECT agent_id FROM agent WHERE address = ? AND agent_id <> ?"
+                         " ORDER BY last_seen DESC LIMIT 1", (peer, LOCAL_AGENT)).fetchone()
+        return row[0] if row else None
+
+    # -- queries ---------------------------------------------------------------------------------
+
+    def summary(self, request) -> dict:
+        """Counts of everything, and all agents"""
+        with self.catalog.reader() as db:
+            summary = catalog_summary(db, self.catalog.words(db), self.catalog.library_id)
+            agents = agent_list(db, self.presence, self.catalog.clock())
+        return {"ok": True, "version": VERSION, **summary, "agents": agents}
+
+    def files(self, request) -> dict:
+        """A page of files: filter, sort, order, limit, after"""
+        with self.catalog.reader() as db:
+            return {"ok": True, **FilePages(self.catalog, db).page(request.json)}
+
+    def file(self, request) -> dict:
+        """One file with its streams and its other copies"""
+        file_id = request.json.get("id")
+        if type(file_id) is not int or not 0 <= file_id < 1 << 63:
+            raise HttpError(400, "bad request", "id must be a file's number")
+        with self.catalog.reader() as db:
+            found = FilePages(self.catalog, db).one(file_id)
+        if found is None:
+            raise HttpError(404, "no such file", str(file_id))
+        return {"ok": True, **found}
+
+    def changes(self, request) -> dict:
+        """Everything that changed after a number, in order"""
+        with self.catalog.reader() as db:
+            return {"ok": True, **changes_page(db, self.catalog.words(db), request.json)}
+
+    def agents(self, request) -> dict:
+        """All agents, or one with what was refused from it"""
+        with self.catalog.reader() as db:
+            agents = agent_list(db, self.presence, self.catalog.clock())
+            wanted = request.json.get("agent")
+            if wanted is not None:
+                agents = [agent for agent in agents if agent["id"] == wanted]
+                found = find_agent(db, wanted) if isinstance(wanted, str) else None
+                for agent in agents:
+                    agent["rejected_records"] = rejected_of(db, found.id)
+        return {"ok": True, "agents": agents}
+
+    def settings(self, request) -> dict:
+        """Settings with type, bounds and help; {"set": {name: value}} changes them"""
+        values = request.json.get("set")
+        if values is not None:
+            checked = checked_settings(values, LIBRARY_SCOPE)
+            self.catalog.write(lambda db: store_settings(db, LIBRARY_SCOPE, checked))
+        with self.catalog.reader() as db:
+            stored = stored_settings(db, LIBRARY_SCOPE)
+            current = settings_of(db)
+            agents = {row[0]: stored_settings(db, row[0])
+                      for row in db.execute("SELECT agent_id FROM agent").fetchall()}
+        table = [{**row, "value": current[row["name"]], "changed": row["name"] in stored}
+                 for row in settings_table()]
+        return {"ok": True, "settings": table, "values": current,
+                "agents": {agent: own for agent, own in agents.items() if own}}
+
+
+def served_file(name: str) -> Reply:
+    data = web_file(name)
+    if data is None:
+        raise HttpError(404, "not found", f"there is no {name[:200]} here")
+    return Reply(200, data, CONTENT_TYPES.get(name.rpartition(".")[2], "application/octet-stream"))
+
+
+def find_agent_file() -> bytes | None:
+    """The agent.py of this medialib: from the clone, the installed package, or beside server.py."""
+    folders = [os.path.dirname(os.path.abspath(folder))
+               for folder in getattr(sys.modules.get("medialib"), "__path__", ())]
+    folders.append(os.path.dirname(os.path.abspath(sys.argv[0])))
+    found = [package_file("agent_file.txt")]
+    for folder in folders:
+        try:
+            with open(os.path.join(folder, "agent.py"), "rb") as file:
+                found.append(file.read(AGENT_FILE_MOST))
+        except OSError:
+            continue
+    return next((text for text in found if text and is_our_agent(text)), None)
+
+
+def is_our_agent(text: bytes) -> bool:
+    """Whether this is medialib's agent of this version, and not some other agent.py."""
+    return b"medialib" in text[:2000] and f'VERSION = "{VERSION}"'.encode() in text
