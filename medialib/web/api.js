@@ -19,7 +19,8 @@ async function read(response) {
 async function send(path, body, signal) {
   try {
     return await fetch(path, {
-      method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body || {}), signal,
+      method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body || {}),
+        signal,
     });
   } catch (error) {
     if (error.name === "AbortError") throw error;

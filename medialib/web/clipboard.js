@@ -40,7 +40,8 @@ export async function copyText(text, what = "Copied") {
 }
 
 export function copyPath(path) {
-  if (BYTES.test(path)) return copyText(shellQuoted(path), "Path copied, quoted for the shell: its name is not valid UTF-8");
+  if (BYTES.test(path)) return copyText(shellQuoted(path),
+    "Path copied, quoted for the shell: its name is not valid UTF-8");
   return copyText(path, "Path copied");
 }
 

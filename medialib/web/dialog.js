@@ -15,14 +15,16 @@ export function openDialog(title, body, actions = [], wide = false) {
     pressed.disabled = false;
   }, { class: kind }));
   add(dialog, [
-    el("header", null, el("h2", { id }, title), button("\u00D7", close, { class: "quiet", "aria-label": "Close" })),
+    el("header", null, el("h2", { id }, title), button("\u00D7", close,
+      { class: "quiet", "aria-label": "Close" })),
     el("div", { class: "dialog-body" }, body),
     el("footer", null, button(actions.length ? "Cancel" : "Close", close), buttons),
   ]);
   dialog.addEventListener("click", (event) => { if (event.target === dialog) close(); });
   document.body.append(dialog);
   dialog.showModal();
-  return { dialog, close, closed: new Promise((done) => dialog.addEventListener("close", () => { dialog.remove(); done(); })) };
+  return { dialog, close, closed: new Promise((done) =>
+    dialog.addEventListener("close", () => { dialog.remove(); done(); })) };
 }
 
 export const dialogIsOpen = () => Boolean(document.querySelector("dialog[open]"));

@@ -11,7 +11,8 @@ function fill(node, attrs, children) {
     if (value === null || value === undefined || value === false) continue;
     if (key === "on") for (const [type, fn] of Object.entries(value)) node.addEventListener(type, fn);
     else if (key === "style") for (const [name, v] of Object.entries(value)) node.style.setProperty(name, v);
-    else if (key === "value" || key === "checked" || key === "disabled" || key === "selected") node[key] = value;
+    else if (key === "value" || key === "checked" || key === "disabled"
+      || key === "selected") node[key] = value;
     else node.setAttribute(key, value === true ? "" : value);
   }
   add(node, children);

@@ -9,11 +9,13 @@ import { ago, bitrate, bytes, clock, count, moment, plural } from "./format.js";
 import { href } from "./router.js";
 
 const MATCH_WORDS = {
-  confirmed: "confirmed: the whole content is equal", candidate: "candidate: the samples are equal, not yet proven", link: "hard link: the same copy",
+  confirmed: "confirmed: the whole content is equal",
+    candidate: "candidate: the samples are equal, not yet proven", link: "hard link: the same copy",
 };
 
 function facts(pairs) {
-  return el("dl", { class: "facts" }, pairs.filter(([, value]) => value !== null && value !== undefined && value !== "")
+  return el("dl", { class: "facts" }, pairs.filter(([, value]) => value !== null && value !== undefined
+    && value !== "")
     .map(([key, value]) => [el("dt", null, key), el("dd", null, value)]));
 }
 
@@ -33,8 +35,11 @@ function hashFacts(hashes) {
 
 function streamText(stream) {
   const parts = [stream.codec_name, stream.profile];
-  if (stream.codec_type === "video") parts.push(stream.width ? `${stream.width}\u00D7${stream.height}` : null, stream.pix_fmt, frameRate(stream));
-  if (stream.codec_type === "audio") parts.push(stream.channel_layout || (stream.channels ? `${stream.channels} ch` : null), stream.sample_rate ? `${stream.sample_rate} Hz` : null);
+  if (stream.codec_type === "video") parts.push(stream.width ? `${stream.width}\u00D7${stream.height}` : null,
+    stream.pix_fmt, frameRate(stream));
+  if (stream.codec_type === "audio") parts.push(stream.channel_layout
+    || (stream.channels ? `${stream.channels} ch` : null), stream.sample_rate ? `${stream.sample_rate} Hz`
+    : null);
   parts.push(bitrate(Number(stream.bit_rate) || 0));
   return parts.filter(Boolean).join(" \u00B7 ");
 }
@@ -46,17 +51,20 @@ function frameRate(stream) {
 
 function streamTable(streams) {
   return el("table", { class: "plain" },
-    el("thead", null, el("tr", null, ["#", "Type", "Stream", "Language"].map((label) => el("th", { scope: "col" }, label)))),
+    el("thead", null, el("tr", null, ["#", "Type", "Stream",
+      "Language"].map((label) => el("th", { scope: "col" }, label)))),
     el("tbody", null, streams.map((stream) => el("tr", null,
       el("td", null, stream.index), el("td", null, stream.codec_type || ""),
-      el("td", null, streamText(stream), stream.tags && stream.tags.title ? el("div", { class: "muted" }, String(stream.tags.title)) : null),
+      el("td", null, streamText(stream), stream.tags && stream.tags.title
+        ? el("div", { class: "muted" }, String(stream.tags.title)) : null),
       el("td", null, stream.tags && stream.tags.language ? String(stream.tags.language) : "")))));
 }
 
 function copyList(copies) {
   return el("ul", { class: "copies" }, copies.map((copy) => el("li", { class: `is-${copy.state}` },
     el("a", { href: href("library", { open: copy.id }) }, name(copy.path)),
-    el("div", { class: "muted" }, `${copy.agent.name} \u00B7 ${copy.state} \u00B7 ${MATCH_WORDS[copy.match] || copy.match}`))));
+    el("div", { class: "muted" },
+      `${copy.agent.name} \u00B7 ${copy.state} \u00B7 ${MATCH_WORDS[copy.match] || copy.match}`))));
 }
 
 function section(title, ...content) {
@@ -100,7 +108,8 @@ export class FileDrawer {
   }
 
   closeRow() {
-    return el("div", { class: "drawer-bar" }, button("\u00D7", this.onclose, { class: "quiet", "aria-label": "Close (Esc)", title: "Close (Esc)" }));
+    return el("div", { class: "drawer-bar" }, button("\u00D7", this.onclose,
+      { class: "quiet", "aria-label": "Close (Esc)", title: "Close (Esc)" }));
   }
 
   draw(file) {
@@ -110,33 +119,43 @@ export class FileDrawer {
       el("p", { class: "wrap path" }, name(file.path)),
       el("div", { class: "row" },
         button("Copy path", () => this.copy(), { class: "small", title: "Copy path (c)" }),
-        el("a", { class: "button small", href: href("folders", { agent: file.agent.id, path: folderOf(file) }) }, "Show folder"),
-        el("a", { class: "button small", href: href("library", { agent: file.agent.id, folder: folderOf(file) }) }, "Files beside it")),
-      file.error ? el("p", { class: "notice bad" }, `${file.error.stage}: ${file.error.class}. ${file.error.message || ""}`) : null,
+        el("a", { class: "button small", href: href("folders",
+          { agent: file.agent.id, path: folderOf(file) }) }, "Show folder"),
+        el("a", { class: "button small", href: href("library",
+          { agent: file.agent.id, folder: folderOf(file) }) }, "Files beside it")),
+      file.error ? el("p", { class: "notice bad" },
+        `${file.error.stage}: ${file.error.class}. ${file.error.message || ""}`) : null,
       this.mainFacts(file), this.media(file), section("Hashes", hashFacts(file.hashes)), this.others(file));
     this.node.scrollTop = 0;
   }
 
   mainFacts(file) {
     return facts([
-      ["Size", `${bytes(file.size)} (${count(file.size)} bytes)`], ["Machine", file.agent.name], ["Root", name(file.root || "")],
-      ["Modified", moment(file.mtime)], ["Status change", moment(file.ctime)], ["First seen", `${moment(file.first_seen)} (${ago(file.first_seen)})`],
-      ["Last change", ago(file.changed)], ["Reason", file.reason], ["Identity", el("code", null, file.inode_key || "")],
+      ["Size", `${bytes(file.size)} (${count(file.size)} bytes)`], ["Machine", file.agent.name],
+        ["Root", name(file.root || "")],
+      ["Modified", moment(file.mtime)], ["Status change", moment(file.ctime)],
+        ["First seen", `${moment(file.first_seen)} (${ago(file.first_seen)})`],
+      ["Last change", ago(file.changed)], ["Reason", file.reason],
+        ["Identity", el("code", null, file.inode_key || "")],
     ]);
   }
 
   media(file) {
     const meta = file.metadata;
-    if (!meta) return file.kind === "video" ? section("Video", el("p", { class: "muted" }, "Not described yet: ffprobe has not read this file.")) : null;
+    if (!meta) return file.kind === "video" ? section("Video",
+      el("p", { class: "muted" }, "Not described yet: ffprobe has not read this file.")) : null;
     const streams = parsedStreams(file);
     return section("Video", facts([
-      ["Duration", clock(meta.duration)], ["Resolution", meta.height ? `${meta.width}\u00D7${meta.height}` : null], ["Video", meta.video_codec],
-      ["Audio", (meta.audio_codecs || []).join(", ")], ["Container", meta.container], ["Bitrate", bitrate(meta.bitrate)],
+      ["Duration", clock(meta.duration)], ["Resolution", meta.height ? `${meta.width}\u00D7${meta.height}`
+        : null], ["Video", meta.video_codec],
+      ["Audio", (meta.audio_codecs || []).join(", ")], ["Container", meta.container],
+        ["Bitrate", bitrate(meta.bitrate)],
     ]), streams.length ? streamTable(streams) : null, meta.streams_json ? this.raw(meta.streams_json) : null);
   }
 
   raw(json) {
-    return el("details", null, el("summary", null, "What ffprobe said"), button("Copy", () => copyText(json), { class: "small" }), el("pre", { tabindex: "0" }, json));
+    return el("details", null, el("summary", null, "What ffprobe said"),
+      button("Copy", () => copyText(json), { class: "small" }), el("pre", { tabindex: "0" }, json));
   }
 
   others(file) {
@@ -144,6 +163,8 @@ export class FileDrawer {
     const whole = file.hashes && (file.hashes.full_hash || file.hashes.sample_hash);
     const part = section(`Other copies${copies.length ? ` (${copies.length})` : ""}`);
     if (copies.length) return add(part, copyList(copies));
-    return add(part, el("p", { class: "muted" }, whole ? `${plural(0, "other copy", "other copies").replace("0", "No")} in the catalogue.` : "Unknown until it is hashed."));
+    return add(part, el("p", { class: "muted" }, whole
+      ? `${plural(0, "other copy", "other copies").replace("0", "No")} in the catalogue.`
+      : "Unknown until it is hashed."));
   }
 }

@@ -16,9 +16,12 @@ const PAGE = 40;
 const SHOWN_FILES = 8;
 
 const TABS = [
-  ["confirmed", "Confirmed", "The whole content is equal, byte for byte by its full hash. Hard links count as one copy."],
-  ["candidate", "Candidates", "Size and samples are equal; the rest has not been compared yet. Nothing here counts as space to free until full hashes prove it."],
-  ["folders", "Identical folders", "Folders whose files are all duplicates of one other folder\u2019s, as one row."],
+  ["confirmed", "Confirmed",
+    "The whole content is equal, byte for byte by its full hash. Hard links count as one copy."],
+  ["candidate", "Candidates",
+    "Size and samples are equal; the rest has not been compared yet. Nothing here counts as space to free until full hashes prove it."],
+  ["folders", "Identical folders",
+    "Folders whose files are all duplicates of one other folder\u2019s, as one row."],
 ];
 
 export class DuplicatesView {
@@ -28,7 +31,8 @@ export class DuplicatesView {
     this.stops = [onLive("again", () => this.load())];
     this.list = el("div", { class: "groups" });
     this.watch = el("div", { class: "more-mark" });
-    this.observer = new IntersectionObserver((seen) => { if (seen.some((one) => one.isIntersecting)) this.more(); }, { rootMargin: "600px" });
+    this.observer = new IntersectionObserver((seen) => { if (seen.some((one) =>
+      one.isIntersecting)) this.more(); }, { rootMargin: "600px" });
     this.observer.observe(this.watch);
     this.head = el("div");
     put(root, el("h1", { class: "hidden" }, "Duplicates"), this.head, this.list, this.watch);
@@ -47,16 +51,21 @@ export class DuplicatesView {
   }
 
   drawHead() {
-    const tabs = TABS.map(([key, label]) => el("a", { href: href("duplicates", this.with("state", key)), "aria-current": key === this.tab[0] ? "true" : null }, label, this.badge(key)));
+    const tabs = TABS.map(([key, label]) => el("a",
+      { href: href("duplicates", this.with("state", key)), "aria-current": key === this.tab[0] ? "true"
+      : null }, label, this.badge(key)));
     const pick = (key, label, options) => el("label", { class: "pick" }, el("span", null, label),
       el("select", { on: { change: (event) => go("duplicates", this.with(key, event.target.value)) } },
-        el("option", { value: "" }, "any"), options.map(([value, text]) => el("option", { value, selected: this.params.get(key) === value }, text))));
+        el("option", { value: "" }, "any"), options.map(([value, text]) =>
+          el("option", { value, selected: this.params.get(key) === value }, text))));
     put(this.head, el("nav", { class: "tabs", "aria-label": "Which duplicates" }, tabs),
       el("p", { class: "muted lead" }, this.tab[2]),
       el("div", { class: "bar" }, this.total(), el("div", { class: "tools" },
         this.tab[0] === "folders" ? null : pick("kind", "Kind", KINDS.map((kind) => [kind, kind])),
         pick("agent", "Machine", (this.agents || []).map((agent) => [agent.id, agent.name])),
-        this.params.get("q") ? button([`\u201C${this.params.get("q")}\u201D `, "\u00D7"], () => go("duplicates", this.with("q", "")), { class: "chip on", "aria-label": "Remove the search" }) : null,
+        this.params.get("q") ? button([`\u201C${this.params.get("q")}\u201D `, "\u00D7"],
+          () => go("duplicates", this.with("q", "")), { class: "chip on", "aria-label": "Remove the search" })
+          : null,
         button("Export", () => this.pickExport(), { class: "small" }))));
   }
 
@@ -70,14 +79,18 @@ export class DuplicatesView {
   badge(key) {
     const d = this.totals;
     if (!d || key === "folders") return null;
-    return el("span", { class: "badge" }, count(key === "confirmed" ? d.confirmed_groups : d.candidate_groups));
+    return el("span", { class: "badge" }, count(key === "confirmed" ? d.confirmed_groups
+      : d.candidate_groups));
   }
 
   total() {
     const d = this.totals;
     if (!d || this.tab[0] === "folders") return el("p", { class: "total" });
-    if (this.tab[0] === "candidate") return el("p", { class: "total" }, el("strong", null, count(d.candidate_groups)), " groups to prove", d.candidate_bytes ? ` \u00B7 at most ${bytes(d.candidate_bytes)}` : "");
-    return el("p", { class: "total" }, el("strong", { class: "good-text" }, bytes(d.reclaimable_bytes || 0)), ` can be freed \u00B7 ${plural(d.confirmed_groups, "group")}`);
+    if (this.tab[0] === "candidate") return el("p", { class: "total" },
+      el("strong", null, count(d.candidate_groups)), " groups to prove", d.candidate_bytes
+      ? ` \u00B7 at most ${bytes(d.candidate_bytes)}` : "");
+    return el("p", { class: "total" }, el("strong", { class: "good-text" }, bytes(d.reclaimable_bytes || 0)),
+      ` can be freed \u00B7 ${plural(d.confirmed_groups, "group")}`);
   }
 
   async load() {
@@ -97,11 +110,13 @@ export class DuplicatesView {
     this.busy = true;
     const path = this.tab[0] === "folders" ? "duplicate_folders" : "duplicates";
     try {
-      const answer = await call(path, { filter: this.filter, state: this.tab[0] === "folders" ? undefined : this.tab[0], limit: PAGE, after: this.next ?? undefined }, signal);
+      const answer = await call(path, { filter: this.filter, state: this.tab[0] === "folders" ? undefined
+        : this.tab[0], limit: PAGE, after: this.next ?? undefined }, signal);
       if (!this.count) put(this.list);
       this.count += answer.groups.length;
       this.next = answer.next;
-      add(this.list, answer.groups.map((group) => (path === "duplicates" ? this.group(group) : this.folderGroup(group))));
+      add(this.list, answer.groups.map((group) => (path === "duplicates" ? this.group(group)
+        : this.folderGroup(group))));
       if (!this.count) put(this.list, this.nothing());
     } catch (error) {
       if (error.name !== "AbortError") put(this.list, failed(error, () => this.load()));
@@ -110,15 +125,21 @@ export class DuplicatesView {
   }
 
   more() {
-    if (!this.busy && this.next) this.page(this.calls.controller ? this.calls.controller.signal : this.calls.next());
+    if (!this.busy && this.next) this.page(this.calls.controller ? this.calls.controller.signal
+      : this.calls.next());
   }
 
   nothing() {
     const filtered = Object.keys(this.filter).length > 0;
-    if (filtered) return emptyState("No group fits", "Nothing of this kind matches the filter.", button("Clear the filter", () => go("duplicates", { state: this.tab[0] })));
-    if (this.tab[0] === "candidate") return emptyState("No candidates", "Every match has been proven or ruled out, or nothing is hashed yet.");
-    if (this.tab[0] === "folders") return emptyState("No identical folders", "Whole folders that exist twice show up here once their files are hashed.");
-    return emptyState("No confirmed duplicates", "They appear when full hashes are there: see do_full_hash and the off-peak hours in the settings.", el("a", { class: "button", href: href("settings") }, "Settings"));
+    if (filtered) return emptyState("No group fits", "Nothing of this kind matches the filter.",
+      button("Clear the filter", () => go("duplicates", { state: this.tab[0] })));
+    if (this.tab[0] === "candidate") return emptyState("No candidates",
+      "Every match has been proven or ruled out, or nothing is hashed yet.");
+    if (this.tab[0] === "folders") return emptyState("No identical folders",
+      "Whole folders that exist twice show up here once their files are hashed.");
+    return emptyState("No confirmed duplicates",
+      "They appear when full hashes are there: see do_full_hash and the off-peak hours in the settings.",
+      el("a", { class: "button", href: href("settings") }, "Settings"));
   }
 
   group(group) {
@@ -127,43 +148,66 @@ export class DuplicatesView {
     const head = el("div", { class: "group-head" },
       el("h2", null, name(first.name)),
       el("span", { class: `pill ${group.state === "confirmed" ? "good" : "warn"}` }, group.state),
-      el("span", { class: "muted" }, `${plural(group.copies, "copy", "copies")} of ${bytes(group.size)}${links > 0 ? `, ${plural(links, "hard link")}` : ""}`),
-      el("strong", { class: "gain" }, group.state === "confirmed" ? `${bytes(group.reclaimable)} to free` : `${bytes(group.size * (group.copies - 1))} if proven`));
+      el("span", { class: "muted" },
+        `${plural(group.copies, "copy", "copies")} of ${bytes(group.size)}${links > 0 ? `, ${plural(links, "hard link")}` : ""}`),
+      el("strong", { class: "gain" }, group.state === "confirmed" ? `${bytes(group.reclaimable)} to free`
+        : `${bytes(group.size * (group.copies - 1))} if proven`));
     const body = el("tbody");
     const fill = (files) => add(body, files.map((file, i) => this.fileRow(file, group, files, i)));
     fill(group.files.slice(0, SHOWN_FILES));
     const rest = group.files.slice(SHOWN_FILES);
-    const foot = rest.length ? button(`${count(group.names - SHOWN_FILES)} more`, (event) => { fill(rest); event.target.remove(); }, { class: "link" }) : null;
+    const foot = rest.length ? button(`${count(group.names - SHOWN_FILES)} more`,
+      (event) => { fill(rest); event.target.remove(); }, { class: "link" }) : null;
     return el("article", { class: "group" }, head,
-      el("table", { class: "plain" }, el("thead", { class: "hidden" }, el("tr", null, ["Copy", "Machine", "Path", "Modified", "State", ""].map((label) => el("th", { scope: "col" }, label || "Action")))), body),
-      foot, group.names > group.files.length ? el("a", { href: href("library", { hash: group.hash }) }, `All ${count(group.names)} in the Library`) : null);
+      el("table", { class: "plain" }, el("thead", { class: "hidden" },
+        el("tr", null, ["Copy", "Machine", "Path", "Modified", "State",
+        ""].map((label) => el("th", { scope: "col" }, label || "Action")))), body),
+      foot, group.names > group.files.length ? el("a", { href: href("library", { hash: group.hash }) },
+        `All ${count(group.names)} in the Library`) : null);
   }
 
   fileRow(file, group, files, i) {
-    const link = files.findIndex((other) => other.copy !== undefined && other.copy === file.copy) < i && file.copy !== undefined;
+    const link = files.findIndex((other) => other.copy !== undefined && other.copy === file.copy) < i
+      && file.copy !== undefined;
     return el("tr", { class: `is-${file.state}` },
-      el("td", { class: "copy-no muted" }, `${link ? "= " : ""}#${(file.copy ?? i) + 1}`), el("td", { class: "who" }, file.agent.name),
-      el("td", { class: "grow" }, el("a", { href: href("library", { open: file.id, hash: group.hash }) }, name(file.path))),
-      el("td", { class: "num muted low" }, day(file.mtime)), el("td", null, file.state === "present" ? null : stateMark(file.state)),
+      el("td", { class: "copy-no muted" }, `${link ? "= " : ""}#${(file.copy ?? i) + 1}`),
+        el("td", { class: "who" }, file.agent.name),
+      el("td", { class: "grow" }, el("a", { href: href("library", { open: file.id, hash: group.hash }) },
+        name(file.path))),
+      el("td", { class: "num muted low" }, day(file.mtime)),
+        el("td", null, file.state === "present" ? null : stateMark(file.state)),
       el("td", null, button("Copy path", () => copyPath(file.path), { class: "link" })));
   }
 
   folderGroup(group) {
     return el("article", { class: "group" },
-      el("div", { class: "group-head" }, el("h2", null, plural(group.files, "file")), el("span", { class: `pill ${group.state === "confirmed" ? "good" : "warn"}` }, group.state),
-        el("span", { class: "muted" }, `${bytes(group.bytes)} in each folder`), el("strong", { class: "gain" }, `${bytes(group.reclaimable)} ${group.state === "confirmed" ? "to free" : "if proven"}`)),
-      el("table", { class: "plain" }, el("thead", { class: "hidden" }, el("tr", null, ["Machine", "Folder", "State", "Action"].map((label) => el("th", { scope: "col" }, label)))),
-        el("tbody", null, group.folders.map((folder) => el("tr", { class: folder.state === "offline" ? "is-offline" : null }, el("td", { class: "who" }, folder.agent.name),
-          el("td", { class: "grow" }, el("a", { href: href("folders", { agent: folder.agent.id, path: folder.path }) }, name(folder.path))),
-          el("td", null, folder.state === "offline" ? stateMark("offline") : null), el("td", null, button("Copy path", () => copyPath(folder.path), { class: "link" })))))));
+      el("div", { class: "group-head" }, el("h2", null, plural(group.files, "file")),
+        el("span", { class: `pill ${group.state === "confirmed" ? "good" : "warn"}` }, group.state),
+        el("span", { class: "muted" }, `${bytes(group.bytes)} in each folder`),
+          el("strong", { class: "gain" },
+          `${bytes(group.reclaimable)} ${group.state === "confirmed" ? "to free" : "if proven"}`)),
+      el("table", { class: "plain" }, el("thead", { class: "hidden" },
+        el("tr", null, ["Machine", "Folder", "State",
+        "Action"].map((label) => el("th", { scope: "col" }, label)))),
+        el("tbody", null, group.folders.map((folder) =>
+          el("tr", { class: folder.state === "offline" ? "is-offline" : null },
+          el("td", { class: "who" }, folder.agent.name),
+          el("td", { class: "grow" }, el("a", { href: href("folders",
+            { agent: folder.agent.id, path: folder.path }) }, name(folder.path))),
+          el("td", null, folder.state === "offline" ? stateMark("offline") : null),
+            el("td", null, button("Copy path", () => copyPath(folder.path), { class: "link" })))))));
   }
 
   pickExport() {
-    const body = { what: "duplicates", filter: this.filter, state: this.tab[0] === "folders" ? undefined : this.tab[0] };
-    const save = (format) => told(() => download("export", { ...body, format }, `medialib-duplicates.${format}`));
+    const body = { what: "duplicates", filter: this.filter, state: this.tab[0] === "folders" ? undefined
+      : this.tab[0] };
+    const save = (format) => told(() => download("export", { ...body, format },
+      `medialib-duplicates.${format}`));
     openDialog("Export the duplicates", el("div", { class: "choices" },
-      busyButton([el("strong", null, "CSV"), el("span", null, "For spreadsheets")], save("csv"), { class: "choice" }),
-      busyButton([el("strong", null, "JSON lines"), el("span", null, "For scripts: one group a line")], save("jsonl"), { class: "choice" })));
+      busyButton([el("strong", null, "CSV"), el("span", null, "For spreadsheets")], save("csv"),
+        { class: "choice" }),
+      busyButton([el("strong", null, "JSON lines"), el("span", null, "For scripts: one group a line")],
+        save("jsonl"), { class: "choice" })));
   }
 
   key(event) {

@@ -3,7 +3,8 @@
 import { bitrate, bytes, clock, day, parseBitrate, parseBytes, parseCount, parseSpan } from "./format.js";
 
 export const LISTS = {
-  kind: "Kind", state: "State", agent: "Machine", root: "Root", resolution: "Resolution", video_codec: "Video codec",
+  kind: "Kind", state: "State", agent: "Machine", root: "Root", resolution: "Resolution",
+    video_codec: "Video codec",
   audio_codec: "Audio codec", container: "Container", ext: "Extension", reason: "Reason",
 };
 export const TEXTS = { q: "Search", under: "Under", folder: "In folder", hash: "Hash" };
@@ -12,7 +13,8 @@ export const FLAGS = { probed: "Described", error: "With errors" };
 const plainCount = { show: String, parse: parseCount };
 const dateEnd = {
   show: day,
-  parse: (text) => (Number.isNaN(Date.parse(text)) ? null : Math.round(Date.parse(`${text}T00:00:00`) / 1000)),
+  parse: (text) => (Number.isNaN(Date.parse(text)) ? null
+    : Math.round(Date.parse(`${text}T00:00:00`) / 1000)),
 };
 
 export const RANGES = {
@@ -60,7 +62,8 @@ export function chipsOf(filter, names = {}) {
   const chips = [];
   for (const [key, value] of Object.entries(filter)) {
     if (LISTS[key]) {
-      for (const one of value) chips.push({ key, value: one, label: LISTS[key], text: (names[key] || {})[one] || one || "(none)" });
+      for (const one of value) chips.push({ key, value: one, label: LISTS[key], text: (names[key] || {})[one]
+        || one || "(none)" });
     } else if (RANGES[key]) chips.push({ key, label: RANGES[key].label, text: tellRange(key, value) });
     else if (FLAGS[key]) chips.push({ key, label: FLAGS[key], text: value ? "yes" : "no" });
     else if (key !== "q") chips.push({ key, label: TEXTS[key], text: value });

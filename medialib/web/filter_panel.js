@@ -5,7 +5,8 @@ import { bytes, count, day, shortCount } from "./format.js";
 import { LISTS, RANGES, rangeText } from "./filter.js";
 
 const SHOWN = 6;
-const FACETS = ["kind", "state", "agent", "resolution", "video_codec", "audio_codec", "container", "ext", "root", "age", "reason"];
+const FACETS = ["kind", "state", "agent", "resolution", "video_codec", "audio_codec", "container", "ext",
+  "root", "age", "reason"];
 const OPEN = new Set(["kind", "state", "agent", "resolution", "video_codec"]);
 export const FACET_KEYS = FACETS;
 
@@ -67,10 +68,12 @@ export class FilterPanel {
     const all = [...items, ...lost.map((value) => ({ value, files: 0, bytes: 0 }))];
     const cut = this.more.has(key) ? all : all.filter((item, i) => i < SHOWN || this.isOn(key, item));
     const details = el("details", { class: "facet", open: this.open.has(key) || chosen.length > 0 },
-      el("summary", null, key === "age" ? "Age" : LISTS[key], chosen.length ? el("span", { class: "badge" }, chosen.length) : null),
+      el("summary", null, key === "age" ? "Age" : LISTS[key], chosen.length
+        ? el("span", { class: "badge" }, chosen.length) : null),
       el("ul", { "aria-label": key === "age" ? "Age" : LISTS[key] }, cut.map((item) => this.item(key, item))),
       all.length > cut.length
-        ? button(`${all.length - cut.length} more`, () => { this.more.add(key); this.showFacets(this.last); }, { class: "link" }) : null);
+        ? button(`${all.length - cut.length} more`, () => { this.more.add(key); this.showFacets(this.last); },
+          { class: "link" }) : null);
     details.addEventListener("toggle", () => this.open[details.open ? "add" : "delete"](key));
     return details;
   }
@@ -82,7 +85,8 @@ export class FilterPanel {
 
   item(key, item) {
     const on = this.isOn(key, item);
-    const box = el("input", { type: "checkbox", checked: on, on: { change: () => this.choose(key, item, !on) } });
+    const box = el("input", { type: "checkbox", checked: on,
+      on: { change: () => this.choose(key, item, !on) } });
     const label = plainName(String(item.label || item.value || "(none)"));
     return el("li", null, el("label", { title: `${label}: ${count(item.files)} files, ${bytes(item.bytes)}` },
       box, el("span", { class: "what" }, label), el("span", { class: "n" }, shortCount(item.files))));
@@ -114,11 +118,16 @@ export class FilterPanel {
   rangeField(key) {
     const { label, hint, type } = RANGES[key];
     const [min, max] = ["min", "max"].map((end) => el("input", {
-      id: freshId("range"), type: type || "text", placeholder: end === "min" ? hint : null, autocomplete: "off",
-      "aria-label": `${label}, ${end === "min" ? "at least" : "at most"}`, on: { change: () => this.rangeChanged(key, min, max) },
+      id: freshId("range"), type: type || "text", placeholder: end === "min" ? hint : null,
+        autocomplete: "off",
+      "aria-label": `${label}, ${end === "min" ? "at least" : "at most"}`,
+        on: { change: () => this.rangeChanged(key, min, max) },
     }));
-    const show = (range) => { min.value = this.endText(key, range.min); max.value = this.endText(key, range.max); };
-    return { node: el("div", { class: type ? "range dates" : "range" }, el("span", { class: "range-label" }, label), min, el("span", { "aria-hidden": "true" }, "\u2013"), max), show };
+    const show = (range) => { min.value = this.endText(key, range.min);
+      max.value = this.endText(key, range.max); };
+    return { node: el("div", { class: type ? "range dates" : "range" },
+      el("span", { class: "range-label" }, label), min, el("span", { "aria-hidden": "true" }, "\u2013"), max),
+      show };
   }
 
   endText(key, value) {
@@ -133,7 +142,8 @@ export class FilterPanel {
       const value = input.value.trim() ? RANGES[key].parse(input.value) : undefined;
       input.setAttribute("aria-invalid", String(value === null));
       if (value === null) return;
-      if (value !== undefined) range[end] = value + (end === "max" && RANGES[key].type === "date" ? 86399 : 0);
+      if (value !== undefined) range[end] = value + (end === "max" && RANGES[key].type === "date" ? 86399
+        : 0);
     }
     this.change((next) => {
       if (Object.keys(range).length) next.set(key, rangeText(range));

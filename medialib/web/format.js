@@ -44,7 +44,8 @@ export function day(seconds) {
 export function moment(seconds) {
   const date = new Date((seconds || 0) * 1000);
   const text = day(seconds);
-  return text.includes("-") ? `${text} ${two(date.getHours())}:${two(date.getMinutes())}:${two(date.getSeconds())}` : text;
+  return text.includes("-")
+    ? `${text} ${two(date.getHours())}:${two(date.getMinutes())}:${two(date.getSeconds())}` : text;
 }
 
 export function ago(seconds, now = Date.now() / 1000) {
@@ -70,12 +71,14 @@ export function span(seconds) {
   const s = Math.round(seconds);
   if (s < 90) return `${s} s`;
   if (s < 5400) return `${Math.round(s / 60)} min`;
-  return s < 172800 ? `${Math.floor(s / 3600)} h ${Math.round((s % 3600) / 60)} min` : `${Math.round(s / 86400)} days`;
+  return s < 172800 ? `${Math.floor(s / 3600)} h ${Math.round((s % 3600) / 60)} min`
+    : `${Math.round(s / 86400)} days`;
 }
 
 export function bitrate(bits) {
   if (!bits) return "";
-  return bits >= 999500 ? `${(bits / 1e6).toFixed(bits < 9.95e6 ? 1 : 0)} Mb/s` : `${Math.round(bits / 1000)} kb/s`;
+  return bits >= 999500 ? `${(bits / 1e6).toFixed(bits < 9.95e6 ? 1 : 0)} Mb/s`
+    : `${Math.round(bits / 1000)} kb/s`;
 }
 
 const FACTORS = { "": 1, k: 2 ** 10, m: 2 ** 20, g: 2 ** 30, t: 2 ** 40, p: 2 ** 50 };

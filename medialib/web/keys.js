@@ -4,17 +4,22 @@ import { dialogIsOpen, openDialog } from "./dialog.js";
 import { el } from "./dom.js";
 import { go } from "./router.js";
 
-const GO = { o: "overview", l: "library", f: "folders", d: "duplicates", u: "junk", m: "machines", s: "settings" };
+const GO = { o: "overview", l: "library", f: "folders", d: "duplicates", u: "junk", m: "machines",
+  s: "settings" };
 
 const HELP = [
-  ["/", "Search"], ["j k \u2193 \u2191", "Move in a list"], ["Enter", "Open"], ["Esc", "Close, or leave the search"],
-  ["c", "Copy the path of the open file"], ["PgUp PgDn Home End", "Move far"], ["Backspace", "In Folders: one up"],
-  ["g then o l f d u m s", "Go to Overview, Library, Folders, Duplicates, Junk, Machines, Settings"], ["?", "This list"],
+  ["/", "Search"], ["j k \u2193 \u2191", "Move in a list"], ["Enter", "Open"],
+    ["Esc", "Close, or leave the search"],
+  ["c", "Copy the path of the open file"], ["PgUp PgDn Home End", "Move far"],
+    ["Backspace", "In Folders: one up"],
+  ["g then o l f d u m s", "Go to Overview, Library, Folders, Duplicates, Junk, Machines, Settings"],
+    ["?", "This list"],
 ];
 
 export function showKeys() {
   openDialog("Keyboard", el("dl", { class: "keys" }, HELP.map(([keys, what]) => [
-    el("dt", null, keys.split(" ").map((key) => (key === "then" ? " then " : el("kbd", null, key)))), el("dd", null, what)])));
+    el("dt", null, keys.split(" ").map((key) => (key === "then" ? " then " : el("kbd", null, key)))),
+      el("dd", null, what)])));
 }
 
 const typing = (node) => node.matches("input:not([type=checkbox]), textarea, select");
@@ -26,7 +31,8 @@ export function startKeys(view, search) {
     if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented || dialogIsOpen()) return;
     if (typing(event.target)) {
       if (event.key === "Escape") event.target.blur();
-      if (event.target === search && event.key === "ArrowDown" && view().focusList) { view().focusList(); event.preventDefault(); }
+      if (event.target === search && event.key === "ArrowDown"
+        && view().focusList) { view().focusList(); event.preventDefault(); }
       return;
     }
     const went = pendingGo > Date.now() && GO[event.key];

@@ -26,16 +26,19 @@ export class LibraryView {
     this.facetCalls = new Latest();
     this.seq = null;
     this.build();
-    this.stops = [onLive("counts", (counts) => this.counted(counts)), onLive("again", () => this.reload(true))];
+    this.stops = [onLive("counts", (counts) => this.changed(counts)),
+      onLive("again", () => this.reload(true))];
   }
 
   build() {
     this.panel = new FilterPanel((next) => go("library", next));
     this.total = el("p", { class: "total", role: "status" });
     this.chips = el("div", { class: "chips" });
-    this.stale = button("The catalogue changed: show", () => this.reload(true), { class: "small stale", hidden: true });
+    this.stale = button("The catalogue changed: show", () => this.reload(true),
+      { class: "small stale", hidden: true });
     this.tools = el("div", { class: "tools" },
-      button("Filter", () => this.root.classList.toggle("show-filter"), { class: "small narrow-only", "aria-label": "Show the filter" }),
+      button("Filter", () => this.root.classList.toggle("show-filter"),
+        { class: "small narrow-only", "aria-label": "Show the filter" }),
       this.stale,
       button("Columns", () => this.pickColumns(), { class: "small wide-only" }),
       button("Export", () => this.pickExport(), { class: "small" }));
@@ -60,7 +63,8 @@ export class LibraryView {
     this.heads = el("tr", null, this.columns.map((column) => this.headCell(column)));
     this.list = new VirtualList({
       label: "Files", head: el("thead", null, this.heads),
-      cols: el("colgroup", null, this.columns.map((c) => el("col", { style: { width: narrow ? (c.number ? "6.5em" : "auto") : `${c.width / 14}em` } }))),
+      cols: el("colgroup", null, this.columns.map((c) =>
+        el("col", { style: { width: narrow ? (c.number ? "6.5em" : "auto") : `${c.width / 14}em` } }))),
       draw: (tr, index, isCursor) => this.drawRow(tr, index, isCursor),
       onsight: (first, last) => { if (this.pages) this.pages.want(first, last); },
       onopen: (index) => this.openRow(this.pages.get(index)),
@@ -71,7 +75,8 @@ export class LibraryView {
 
   headCell(column) {
     const label = column.unsorted ? column.label
-      : el("button", { type: "button", on: { click: () => this.sortBy(column) } }, column.label, el("span", { class: "arrow", "aria-hidden": "true" }));
+      : el("button", { type: "button", on: { click: () => this.sortBy(column) } }, column.label,
+        el("span", { class: "arrow", "aria-hidden": "true" }));
     return el("th", { scope: "col", class: column.number ? "num" : null, "data-key": column.key }, label);
   }
 
@@ -112,9 +117,12 @@ export class LibraryView {
 
   showChips() {
     const chips = chipsOf(this.filter, this.names);
-    put(this.chips, chips.map((chip) => button([`${chip.label}: ${plainName(chip.text)} `, el("span", { "aria-hidden": "true" }, "\u00D7")],
-      () => go("library", withoutChip(this.params, chip)), { class: "chip on", "aria-label": `Remove ${chip.label}: ${plainName(chip.text)}` })),
-    Object.keys(this.filter).length > 1 ? button("Clear all", () => go("library", withoutFilter(this.params)), { class: "link" }) : null);
+    put(this.chips, chips.map((chip) => button([`${chip.label}: ${plainName(chip.text)} `,
+      el("span", { "aria-hidden": "true" }, "\u00D7")],
+      () => go("library", withoutChip(this.params, chip)),
+        { class: "chip on", "aria-label": `Remove ${chip.label}: ${plainName(chip.text)}` })),
+    Object.keys(this.filter).length > 1 ? button("Clear all", () => go("library", withoutFilter(this.params)),
+      { class: "link" }) : null);
   }
 
   // `keep`: the same view again with newer rows; the place in the list stays.
@@ -147,13 +155,20 @@ export class LibraryView {
     this.totalFiles = null;
     this.total.classList.add("waiting");
     try {
-      const { total } = await call("facets", { filter, keys: [] }, signal);
+      const { total } = await call("facets", { filter: this.counted(filter), keys: [] }, signal);
       if (pages !== this.pages) return;
       this.totalFiles = total.files;
       this.total.classList.remove("waiting");
-      put(this.total, el("strong", null, count(total.files)), ` ${total.files === 1 ? "file" : "files"} \u00B7 `, bytes(total.bytes));
+      put(this.total, el("strong", null, count(total.files)),
+        ` ${total.files === 1 ? "file" : "files"} \u00B7 `, bytes(total.bytes));
       if (pages.pages.size) this.arrived();
     } catch (error) { toastError(error); }
+  }
+
+  // Sorted by what only described videos have, the list holds only these.
+  counted(filter) {
+    return ["duration", "height", "bitrate"].includes(this.sort) && !filter[this.sort]
+      ? { ...filter, [this.sort]: { min: 0 } } : filter;
   }
 
   countFacets(filter) {
@@ -162,7 +177,8 @@ export class LibraryView {
     // While somebody types, only the rows hurry; the counts follow when the hand rests.
     this.facetTimer = setTimeout(async () => {
       try {
-        const { facets } = await call("facets", { filter, keys: FACET_KEYS, limit: 30 }, this.facetCalls.next());
+        const { facets } = await call("facets", { filter, keys: FACET_KEYS, limit: 30 },
+          this.facetCalls.next());
         for (const item of facets.agent || []) this.names.agent[item.value] = item.label;
         this.lastFacets = facets;
         this.panel.showFacets(facets);
@@ -177,8 +193,10 @@ export class LibraryView {
     if (!empty) { put(this.none); return; }
     const filtered = Object.keys(this.filter).length > 0;
     put(this.none, filtered
-      ? emptyState("Nothing matches", "No file fits this search and filter.", button("Clear the filter", () => go("library", {})))
-      : emptyState("No files yet", "Add a folder of this machine, or start an agent on another one.", el("a", { class: "button", href: href("machines") }, "Add a folder or machine")));
+      ? emptyState("Nothing matches", "No file fits this search and filter.",
+        button("Clear the filter", () => go("library", {})))
+      : emptyState("No files yet", "Add a folder of this machine, or start an agent on another one.",
+        el("a", { class: "button", href: href("machines") }, "Add a folder or machine")));
   }
 
   drawRow(tr, index, isCursor) {
@@ -190,7 +208,8 @@ export class LibraryView {
     tr.className = classes.join(" ");
     tr.setAttribute("aria-selected", String(isCursor));
     if (!row) {
-      if (tr.children.length !== this.columns.length || tr.filled) put(tr, this.columns.map(() => el("td", null, el("span", { class: "ghost" }))));
+      if (tr.children.length !== this.columns.length || tr.filled) put(tr,
+        this.columns.map(() => el("td", null, el("span", { class: "ghost" }))));
       return false;
     }
     tr.id = `file-${row.id}`;
@@ -204,7 +223,8 @@ export class LibraryView {
     else cell.append(column.node(row));
     if (column.key === "name") {
       cell.title = plainName(row.path);
-      if (this.narrow) add(cell, el("span", { class: "under" }, `${row.kind} \u00B7 ${row.agent.name} \u00B7 ${plainName(row.path.slice(0, -row.name.length - 1))}`));
+      if (this.narrow) add(cell, el("span", { class: "under" },
+        `${row.kind} \u00B7 ${row.agent.name} \u00B7 ${plainName(row.path.slice(0, -row.name.length - 1))}`));
     }
     return cell;
   }
@@ -231,7 +251,7 @@ export class LibraryView {
     }, 120);
   }
 
-  counted({ seq }) {
+  changed({ seq }) {
     const changed = this.seq !== null && seq !== this.seq;
     this.seq = seq;
     if (!changed) return;
@@ -245,10 +265,12 @@ export class LibraryView {
   pickColumns() {
     const chosen = new Set(chosenColumns().map((column) => column.key));
     const boxes = COLUMNS.map((column) => el("label", { class: "check" },
-      el("input", { type: "checkbox", checked: chosen.has(column.key), disabled: Boolean(column.fixed), value: column.key }), column.label));
+      el("input", { type: "checkbox", checked: chosen.has(column.key), disabled: Boolean(column.fixed),
+        value: column.key }), column.label));
     openDialog("Columns", el("div", { class: "check-grid" }, boxes), [{
       label: "Show these", kind: "primary", run: () => {
-        chooseColumns(boxes.map((box) => box.firstChild).filter((input) => input.checked).map((input) => input.value));
+        chooseColumns(boxes.map((box) => box.firstChild).filter((input) => input.checked).map((input) =>
+          input.value));
         this.makeList();
         this.showSort();
         this.arrived();
@@ -261,11 +283,14 @@ export class LibraryView {
     const body = { filter, sort, order, what: "files" };
     const save = (format) => told(() => download("export", { ...body, format }, `medialib.${format}`));
     openDialog("Export this view", [
-      el("p", null, this.totalFiles === null || this.totalFiles === undefined ? "Every file of this search and filter, in this order."
+      el("p", null, this.totalFiles === null || this.totalFiles === undefined
+        ? "Every file of this search and filter, in this order."
         : `${plural(this.totalFiles, "file")} of this search and filter, in this order, with everything known of each.`),
       el("div", { class: "choices" },
-        busyButton([el("strong", null, "CSV"), el("span", null, "For spreadsheets")], save("csv"), { class: "choice" }),
-        busyButton([el("strong", null, "JSON lines"), el("span", null, "For scripts: one file a line")], save("jsonl"), { class: "choice" }))]);
+        busyButton([el("strong", null, "CSV"), el("span", null, "For spreadsheets")], save("csv"),
+          { class: "choice" }),
+        busyButton([el("strong", null, "JSON lines"), el("span", null, "For scripts: one file a line")],
+          save("jsonl"), { class: "choice" }))]);
   }
 
   focusList() {
@@ -274,10 +299,13 @@ export class LibraryView {
   }
 
   key(event) {
-    if (event.key === "Escape" && this.root.classList.contains("show-filter")) { this.root.classList.remove("show-filter"); return true; }
+    if (event.key === "Escape"
+      && this.root.classList.contains("show-filter")) { this.root.classList.remove("show-filter");
+      return true; }
     if (event.key === "Escape" && this.params.has("open")) { this.openRow(null); return true; }
     if (event.key === "c" && this.drawer.path) { this.drawer.copy(); return true; }
-    if (["ArrowDown", "ArrowUp", "j", "k"].includes(event.key)) { this.list.table.focus(); this.list.key(event); return true; }
+    if (["ArrowDown", "ArrowUp", "j", "k"].includes(event.key)) { this.list.table.focus();
+      this.list.key(event); return true; }
     return false;
   }
 

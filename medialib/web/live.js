@@ -3,7 +3,8 @@
 const SILENCE_MS = 30000;
 const RETRY_MS = 3000;
 
-const listeners = { counts: new Set(), progress: new Set(), agents: new Set(), state: new Set(), again: new Set() };
+const listeners = { counts: new Set(), progress: new Set(), agents: new Set(), state: new Set(),
+  again: new Set() };
 const last = { counts: null, progress: new Map() };
 let source = null;
 let state = "connecting";

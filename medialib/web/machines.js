@@ -10,7 +10,7 @@ import { bytes, count, plural } from "./format.js";
 import { onLive } from "./live.js";
 import { MachineCard } from "./machine_card.js";
 import { go } from "./router.js";
-import { SettingField, groupsOf } from "./setting_form.js";
+import { SettingField, groupsOf, refusedField } from "./setting_form.js";
 import { toast, told } from "./toast.js";
 
 const REFRESH_MS = 15000;
@@ -24,7 +24,8 @@ export class MachinesView {
     put(root, el("h1", { class: "hidden" }, "Machines"), loading());
     this.stops = [
       onLive("agents", () => this.load()), onLive("again", () => this.load()),
-      onLive("progress", ({ agent, stats }) => { const card = this.cards.get(agent); if (card) card.progress(stats); else this.load(); }),
+      onLive("progress", ({ agent, stats }) => { const card = this.cards.get(agent);
+        if (card) card.progress(stats); else this.load(); }),
     ];
     this.timer = setInterval(() => { if (!document.hidden) this.load(); }, REFRESH_MS);
   }
@@ -50,7 +51,8 @@ export class MachinesView {
   async load() {
     const signal = this.calls.next();
     try {
-      const [{ agents }, summary] = await Promise.all([call("agents", {}, signal), this.host ? null : call("summary", {}, signal)]);
+      const [{ agents }, summary] = await Promise.all([call("agents", {}, signal), this.host ? null
+        : call("summary", {}, signal)]);
       if (summary) this.host = summary.host || {};
       this.agents = agents;
       this.draw();
@@ -65,11 +67,13 @@ export class MachinesView {
       this.grid = el("div", { class: "machines" });
       this.title = el("p", { class: "total" });
       this.how = this.howTo();
-      put(this.root, el("div", { class: "page-head" }, el("h1", null, "Machines"), this.title), this.grid, this.how);
+      put(this.root, el("div", { class: "page-head" }, el("h1", null, "Machines"), this.title), this.grid,
+        this.how);
     }
-    const away = this.agents.filter((agent) => agent.state === "offline").length;
+    const away = this.agents.filter((agent) => agent.state === "away").length;
     put(this.title, `${plural(this.agents.length, "machine")}${away ? `, ${away} not connected` : ""}`);
-    for (const [id, card] of this.cards) if (!this.agents.some((agent) => agent.id === id)) { card.node.remove(); this.cards.delete(id); }
+    for (const [id, card] of this.cards) if (!this.agents.some((agent) =>
+      agent.id === id)) { card.node.remove(); this.cards.delete(id); }
     for (const agent of this.agents) {
       if (!this.cards.has(agent.id)) {
         this.cards.set(agent.id, new MachineCard(this));
@@ -82,26 +86,33 @@ export class MachinesView {
   // A page opened as localhost must not send people's other machines to themselves.
   hostAddress() {
     const local = /^(localhost|127\.|\[::1\])/.test(location.hostname);
-    const name = local && this.host.addresses && this.host.addresses.length ? this.host.addresses[0] : location.hostname;
-    return { name: name.includes(":") && !name.startsWith("[") ? `[${name}]` : name, port: location.port || (location.protocol === "https:" ? "443" : "80") };
+    const name = local && this.host.addresses && this.host.addresses.length ? this.host.addresses[0]
+      : location.hostname;
+    return { name: name.includes(":") && !name.startsWith("[") ? `[${name}]` : name, port: location.port
+      || (location.protocol === "https:" ? "443" : "80") };
   }
 
   howTo() {
     const { name, port } = this.hostAddress();
     const at = `${location.protocol}//${name}:${port}`;
     const host = location.protocol === "https:" ? at : port === "8765" ? name : `${name}:${port}`;
-    const line = (label, text) => el("div", { class: "paste" }, el("span", { class: "muted" }, label), el("code", null, text), copyButton(text));
+    const line = (label, text) => el("div", { class: "paste" }, el("span", { class: "muted" }, label),
+      el("code", null, text), copyButton(text));
     return el("section", { class: "card how", id: "add-machine" }, el("h2", null, "Add a machine"),
-      el("p", { class: "muted" }, "Paste one line there. It needs Python 3.8 or newer and nothing else; it shows up here within seconds."),
+      el("p", { class: "muted" },
+        "Paste one line there. It needs Python 3.8 or newer and nothing else; it shows up here within seconds."),
       line("Linux, macOS, NAS", `curl -o agent.py ${at}/agent.py && python3 agent.py ${host}`),
-      line("Windows PowerShell", `Invoke-WebRequest ${at}/agent.py -OutFile agent.py; python agent.py ${host}`),
-      el("p", { class: "muted" }, "Then add its folders with \u201CAdd a folder\u201D, or name them at the end of the line. Videos are described where ffprobe is installed."),
+      line("Windows PowerShell",
+        `Invoke-WebRequest ${at}/agent.py -OutFile agent.py; python agent.py ${host}`),
+      el("p", { class: "muted" },
+        "Then add its folders with \u201CAdd a folder\u201D, or name them at the end of the line. Videos are described where ffprobe is installed."),
       el("p", null, el("a", { href: "/agent.py", download: "agent.py" }, "Download agent.py")));
   }
 
   async command(agent, what, done) {
     const answer = await call(`agents/${what}`, { agent: agent.id });
-    toast(answer.message || (answer.queued ? `${done}: ${agent.name} hears it at its next heartbeat` : done), "good");
+    toast(answer.message || (answer.queued ? `${done}: ${agent.name} hears it at its next heartbeat` : done),
+      "good");
     await this.load();
   }
 
@@ -110,32 +121,39 @@ export class MachinesView {
   compact(agent) { return told(() => this.command(agent, "compact_cache", "Cache compacted"))(); }
 
   clear(agent) {
-    openDialog(`Clear the cache of ${agent.name}?`, el("p", null, CLEAR_WARNING), [{ label: "Clear the cache", kind: "danger", run: () => this.command(agent, "clear_cache", "Cache cleared") }]);
+    openDialog(`Clear the cache of ${agent.name}?`, el("p", null, CLEAR_WARNING),
+      [{ label: "Clear the cache", kind: "danger",
+      run: () => this.command(agent, "clear_cache", "Cache cleared") }]);
   }
 
   addRoot(agent) {
     return new FolderBrowser(agent, async (path) => {
-      const roots = agent.roots.filter((root) => root.configured !== false).map((root) => root.path);
-      if (agent.roots.some((root) => root.path === path)) throw new Error("This folder is there already");
-      await call("agents/set", { agent: agent.id, roots: [...roots, path] });
-      await call("agents/scan_now", { agent: agent.id }).catch(() => {});
+      const roots = agent.remote_roots || [];
+      if (agent.roots.some((root) => root.path === path
+        && root.state !== "offline")) throw new Error("This folder is there already");
+      await call("agents/set", { agent: agent.id, roots: [...roots.filter((root) => root !== path), path] });
       toast("Folder added; it is scanned now", "good");
       await this.load();
     });
   }
 
   removeRoot(agent, root) {
-    openDialog("Stop scanning this folder?", el("p", null, `${root.path} of ${agent.name} is scanned no more. Its ${plural(root.files || 0, "file")} stay in the catalogue as offline until you forget them.`), [{
+    openDialog("Stop scanning this folder?", el("p", null,
+      `${root.path} of ${agent.name} is scanned no more. Its ${plural(root.files || 0, "file")} stay in the catalogue as offline until you forget them.`), [{
       label: "Stop scanning", kind: "danger", run: async () => {
-        await call("agents/set", { agent: agent.id, roots: agent.roots.filter((one) => one.configured !== false && one.path !== root.path).map((one) => one.path) });
+        await call("agents/set", { agent: agent.id, roots: agent.remote_roots.filter((path) =>
+          path !== root.path) });
         await this.load();
       },
     }]);
   }
 
   acceptEmpty(agent, root) {
-    openDialog("Accept that it is empty?", el("p", null, `${root.path} of ${agent.name} lists nothing although ${plural(root.files || 0, "file")} were known there. If it really was emptied, they become missing. If a disk is not mounted, connect it instead.`), [{
-      label: "It really is empty", kind: "danger", run: async () => { await call("agents/accept_empty", { agent: agent.id, root: root.path }); await this.load(); },
+    openDialog("Accept that it is empty?", el("p", null,
+      `${root.path} of ${agent.name} lists nothing although ${plural(root.files || 0, "file")} were known there. If it really was emptied, they become missing. If a disk is not mounted, connect it instead.`), [{
+      label: "It really is empty", kind: "danger",
+        run: async () => { await call("agents/accept_empty", { agent: agent.id, path: root.path });
+        await this.load(); },
     }]);
   }
 
@@ -145,9 +163,11 @@ export class MachinesView {
       const body = root ? { agent: agent.id, root: root.path } : { agent: agent.id };
       const plan = await call("agents/forget", body);
       const what = root ? `${root.path} of ${agent.name}` : agent.name;
-      openDialog(`Forget ${what}?`, [el("p", null, el("strong", null, plural(plan.files, "file")), ` (${bytes(plan.bytes || 0)}) leave the catalogue, with their hashes and first-seen dates. Nothing on the disk is touched.`),
+      openDialog(`Forget ${what}?`, [el("p", null, el("strong", null, plural(plan.files, "file")),
+        ` (${bytes(plan.bytes || 0)}) leave the catalogue, with their hashes and first-seen dates. Nothing on the disk is touched.`),
         el("p", { class: "muted" }, "If it is connected and scanned again, they come back as new files.")], [{
-        label: `Forget ${count(plan.files)} ${plan.files === 1 ? "file" : "files"}`, kind: "danger", run: async () => {
+        label: `Forget ${count(plan.files)} ${plan.files === 1 ? "file" : "files"}`, kind: "danger",
+          run: async () => {
           await call("agents/forget", { ...body, confirm: plan.files });
           toast("Forgotten", "good");
           await this.load();
@@ -159,11 +179,15 @@ export class MachinesView {
   ownSettings(agent) {
     return told(async () => {
       const { settings } = await call("settings");
-      const fields = settings.filter((setting) => setting.per_agent !== false && setting.name !== "remote_roots").map((setting) => new SettingField(setting, {
-        value: (agent.settings || {})[setting.name], base: setting.value, baseName: "general value", onchange: () => {},
+      const fields = settings.filter((setting) => setting.per_agent !== false
+        && setting.name !== "remote_roots").map((setting) => new SettingField(setting, {
+        value: (agent.settings || {})[setting.name], base: setting.value, baseName: "general value",
+          onchange: () => {},
       }));
       const byName = new Map(fields.map((field) => [field.setting.name, field]));
-      openDialog(`Settings of ${agent.name}`, [...groupsOf(fields.map((field) => field.setting))].map(([group, members]) => el("section", null, el("h3", null, group), members.map((setting) => byName.get(setting.name).node))), [{
+      openDialog(`Settings of ${agent.name}`, groupsOf(fields.map((field) =>
+        field.setting)).map(([group, members]) => el("section", null, el("h3", null, group),
+        members.map((setting) => byName.get(setting.name).node))), [{
         label: "Save", kind: "primary", run: () => this.saveOwn(agent, fields),
       }], true);
     })();
@@ -175,7 +199,7 @@ export class MachinesView {
     try {
       if (Object.keys(settings).length) await call("agents/set", { agent: agent.id, settings });
     } catch (error) {
-      const field = fields.find((one) => one.setting.name === (error.answer || {}).setting);
+      const field = refusedField(fields, error);
       if (!field) throw error;
       field.refuse([error.message, error.detail].filter(Boolean).join(": "));
       return false;

@@ -23,7 +23,8 @@ const VIEWS = [
   ["duplicates", "Duplicates", DuplicatesView, "M3 3h12v12H3zM17 8h4v13H8v-4h9z"],
   ["junk", "Junk", JunkView, "M9 3h6l1 2h5v2.4H3V5h5zM5 9h14l-1 12H6z"],
   ["machines", "Machines", MachinesView, "M3 4h18v6H3zM3 13h18v6H3zM6 6h2v2H6zM6 15h2v2H6z"],
-  ["settings", "Settings", SettingsView, "M3 6h9v2.4H3zM16 6h5v2.4h-5zM12.5 4h3v6.4h-3zM3 15.6h4V18H3zM11 15.6h10V18H11zM7.5 13.6h3V20h-3z"],
+  ["settings", "Settings", SettingsView,
+    "M3 6h9v2.4H3zM16 6h5v2.4h-5zM12.5 4h3v6.4h-3zM3 15.6h4V18H3zM11 15.6h10V18H11zM7.5 13.6h3V20h-3z"],
 ];
 
 const main = document.getElementById("main");
@@ -37,7 +38,8 @@ function buildNav() {
     const badge = el("span", { class: "badge" });
     badges.set(view, badge);
     return el("li", null, el("a", { href: href(view), "data-view": view },
-      svg("svg", { viewBox: "0 0 24 24", "aria-hidden": "true" }, svg("path", { d: path })), el("span", { class: "label" }, label), badge));
+      svg("svg", { viewBox: "0 0 24 24", "aria-hidden": "true" }, svg("path", { d: path })),
+        el("span", { class: "label" }, label), badge));
   })));
 }
 
@@ -55,7 +57,8 @@ function show({ view, params }) {
       else link.removeAttribute("aria-current");
     }
   }
-  if (document.activeElement !== search) search.value = found[0] === "library" || found[0] === "duplicates" ? params.get("q") || "" : "";
+  if (document.activeElement !== search) search.value = found[0] === "library" || found[0] === "duplicates"
+    ? params.get("q") || "" : "";
   current.shown.update(params);
 }
 
@@ -87,10 +90,12 @@ function startSearch() {
 function showLive() {
   const state = liveState();
   const words = { online: "Live", lost: "Connection lost", connecting: "Connecting" };
-  put(document.getElementById("live"), el("span", { class: `dot d-${state}` }), el("span", { class: "label" }, words[state]));
+  put(document.getElementById("live"), el("span", { class: `dot d-${state}` }),
+    el("span", { class: "label" }, words[state]));
   const lost = document.getElementById("lost");
   lost.hidden = state !== "lost";
-  lost.textContent = state === "lost" ? "The connection to the host is lost. What you see may be old; trying again by itself." : "";
+  lost.textContent = state === "lost"
+    ? "The connection to the host is lost. What you see may be old; trying again by itself." : "";
 }
 
 function showCounts({ files }) {
@@ -103,13 +108,14 @@ async function readCounts() {
     const summary = await call("summary");
     showCounts(summary);
     badges.get("duplicates").textContent = shortCount(summary.duplicates.confirmed_groups) || "";
-    const online = summary.agents.filter((agent) => agent.state !== "offline").length;
+    const online = summary.agents.filter((agent) => agent.state !== "away").length;
     badges.get("machines").textContent = `${online}/${summary.agents.length}`;
     badges.get("machines").title = `${online} of ${summary.agents.length} online`;
   } catch { /* the live state tells of a lost host */ }
 }
 
-document.getElementById("skip").addEventListener("click", (event) => { event.preventDefault(); main.focus(); });
+document.getElementById("skip").addEventListener("click",
+  (event) => { event.preventDefault(); main.focus(); });
 document.getElementById("keys").addEventListener("click", showKeys);
 buildNav();
 startSearch();

@@ -12,11 +12,13 @@ import { rangeText } from "./filter.js";
 import { go, href } from "./router.js";
 
 const FACETS = ["video_codec", "resolution", "container", "ext", "age"];
-const TITLES = { video_codec: "Video codec", resolution: "Resolution", container: "Container", ext: "Extension", age: "Age (last modified)" };
+const TITLES = { video_codec: "Video codec", resolution: "Resolution", container: "Container",
+  ext: "Extension", age: "Age (last modified)" };
 const REFRESH_MS = 5000;
 
 function tile(label, value, note, link, tone) {
-  return el("a", { class: `tile ${tone || ""}`, href: link }, el("span", { class: "tile-label" }, label), el("strong", null, value), el("span", { class: "muted" }, note));
+  return el("a", { class: `tile ${tone || ""}`, href: link }, el("span", { class: "tile-label" }, label),
+    el("strong", null, value), el("span", { class: "muted" }, note));
 }
 
 function card(title, className, ...content) {
@@ -30,7 +32,8 @@ export class OverviewView {
     this.lines = new Map();
     put(root, el("h1", { class: "hidden" }, "Overview"), loading());
     this.stops = [
-      onLive("counts", () => this.later()), onLive("agents", () => this.later()), onLive("again", () => this.load()),
+      onLive("counts", () => this.later()), onLive("agents", () => this.later()),
+        onLive("again", () => this.load()),
       onLive("progress", (data) => this.progress(data)),
     ];
   }
@@ -43,7 +46,8 @@ export class OverviewView {
 
   later() {
     if (this.timer) return;
-    this.timer = setTimeout(() => { this.timer = null; this.load(); }, Math.max(300, (this.loaded || 0) + REFRESH_MS - Date.now()));
+    this.timer = setTimeout(() => { this.timer = null; this.load(); },
+      Math.max(300, (this.loaded || 0) + REFRESH_MS - Date.now()));
   }
 
   // The figures first; each slower part fills its place when it arrives.
@@ -55,10 +59,12 @@ export class OverviewView {
       this.draw();
       const parts = [
         ["facets", { filter: {}, keys: FACETS, limit: 10 }, "charts"], ["growth", { days: 400 }, "growth"],
-        ["files", { filter: {}, sort: "changed", order: "desc", limit: 12 }, "recent"], ["agents", {}, "agents"],
+        ["files", { filter: {}, sort: "changed", order: "desc", limit: 12 }, "recent"],
+          ["agents", {}, "agents"],
       ];
       await Promise.all(parts.map(async ([path, body, part]) => {
-        try { this[part] = await call(path, body, signal); } catch (error) { if (error.name === "AbortError") return; this[part] = { error }; }
+        try { this[part] = await call(path, body, signal);
+          } catch (error) { if (error.name === "AbortError") return; this[part] = { error }; }
         this.drawPart(part);
       }));
     } catch (error) {
@@ -69,17 +75,21 @@ export class OverviewView {
   draw() {
     const { summary } = this;
     if (!summary.files && !summary.missing && !summary.offline) { this.drawEmpty(); return; }
-    this.places = { charts: el("div", { class: "cards charts" }), growth: el("div"), recent: el("div"), agents: el("div", { class: "activity" }) };
+    this.places = { charts: el("div", { class: "cards charts" }), growth: el("div"), recent: el("div"),
+      agents: el("div", { class: "activity" }) };
     put(this.root, el("div", { class: "page-head" }, el("h1", null, "Overview"), this.byToggle()),
       this.places.agents, this.tiles(summary),
-      el("div", { class: "cards top-cards" }, card("Kinds", "wide-card", this.kinds(summary.kinds)), card("Machines", "", this.machines(summary.agents)), card("Growth", "", this.places.growth)),
+      el("div", { class: "cards top-cards" }, card("Kinds", "wide-card", this.kinds(summary.kinds)),
+        card("Machines", "", this.machines(summary.agents)), card("Growth", "", this.places.growth)),
       this.places.charts, card("Changed lately", "recent", this.places.recent));
     for (const part of ["charts", "growth", "recent", "agents"]) this.drawPart(part);
   }
 
   byToggle() {
-    return el("div", { class: "segmented", role: "group", "aria-label": "Measure by" }, [["bytes", "Size"], ["files", "Files"]].map(([by, label]) =>
-      button(label, () => go("overview", by === "bytes" ? {} : { by }, true), { "aria-pressed": String(this.by === by) })));
+    return el("div", { class: "segmented", role: "group", "aria-label": "Measure by" },
+      [["bytes", "Size"], ["files", "Files"]].map(([by, label]) =>
+      button(label, () => go("overview", by === "bytes" ? {} : { by }, true),
+        { "aria-pressed": String(this.by === by) })));
   }
 
   tiles(s) {
@@ -87,9 +97,14 @@ export class OverviewView {
     return el("div", { class: "tiles" },
       tile("Files", count(s.files), "in the catalogue", href("library")),
       tile("Size", bytes(s.bytes), "of all these", href("folders")),
-      tile("Can be freed", bytes(d.reclaimable_bytes || 0), `${plural(d.confirmed_groups, "confirmed group")}`, href("duplicates"), d.reclaimable_bytes ? "good" : ""),
-      tile("Candidates", count(d.candidate_groups), d.candidate_bytes ? `up to ${bytes(d.candidate_bytes)}, not proven` : "not proven yet", href("duplicates", { state: "candidate" })),
-      tile("Missing", count(s.missing), "gone from their folder", href("library", { state: "missing" }), s.missing ? "warn" : ""),
+      tile("Can be freed", bytes(d.reclaimable_bytes || 0),
+        `${plural(d.confirmed_groups, "confirmed group")}`, href("duplicates"), d.reclaimable_bytes ? "good"
+        : ""),
+      tile("Candidates", count(d.candidate_groups), d.candidate_bytes
+        ? `up to ${bytes(d.candidate_bytes)}, not proven` : "not proven yet",
+        href("duplicates", { state: "candidate" })),
+      tile("Missing", count(s.missing), "gone from their folder", href("library", { state: "missing" }),
+        s.missing ? "warn" : ""),
       tile("Offline", count(s.offline), "on disks not connected", href("library", { state: "offline" }), ""));
   }
 
@@ -102,9 +117,12 @@ export class OverviewView {
   }
 
   machines(agents) {
-    const items = this.ordered("agent", agents).map((agent) => ({ label: agent.name, files: agent.files, bytes: agent.bytes, href: href("library", { agent: agent.id }), color: agent.state === "offline" ? "dim" : "" }));
-    const away = agents.filter((agent) => agent.state === "offline");
-    return [barChart("Machines", items, this.by), away.length ? el("p", { class: "muted" }, `Not connected: ${away.map((agent) => agent.name).join(", ")}`) : null,
+    const items = this.ordered("agent", agents).map((agent) =>
+      ({ label: agent.name, files: agent.files, bytes: agent.bytes,
+      href: href("library", { agent: agent.id }), color: agent.state === "away" ? "dim" : "" }));
+    const away = agents.filter((agent) => agent.state === "away");
+    return [barChart("Machines", items, this.by), away.length
+      ? el("p", { class: "muted" }, `Not connected: ${away.map((agent) => agent.name).join(", ")}`) : null,
       el("p", null, el("a", { href: href("machines") }, "All machines"))];
   }
 
@@ -113,14 +131,17 @@ export class OverviewView {
     const data = this[part];
     if (!place) return;
     if (!data) put(place, part === "agents" ? null : loading());
-    else if (data.error instanceof Error) put(place, el("p", { class: "muted" }, `Not available: ${data.error.message}`));
+    else if (data.error instanceof Error) put(place,
+      el("p", { class: "muted" }, `Not available: ${data.error.message}`));
     else this[`${part}Part`](place, data);
   }
 
   chartsPart(place, { facets }) {
-    put(place, FACETS.map((key) => card(TITLES[key], "", barChart(TITLES[key], this.ordered(key, facets[key] || []).map((item) => ({
+    put(place, FACETS.map((key) => card(TITLES[key], "",
+      barChart(TITLES[key], this.ordered(key, facets[key] || []).map((item) => ({
       label: item.label || item.value || "(none)", files: item.files, bytes: item.bytes,
-      href: href("library", item.filter && item.filter.mtime ? { mtime: rangeText(item.filter.mtime) } : { [key]: item.value }),
+      href: href("library", item.filter && item.filter.mtime ? { mtime: rangeText(item.filter.mtime) }
+        : { [key]: item.value }),
     })), this.by))));
   }
 
@@ -132,21 +153,28 @@ export class OverviewView {
     const first = days[0];
     const end = days[days.length - 1];
     const gain = days.length > 1 ? end[this.by] - first[this.by] : 0;
-    put(place, growthChart(days, this.by), gain ? el("p", { class: "muted" }, `${gain > 0 ? "+" : ""}${this.by === "files" ? count(gain) : bytes(gain)} (${percent(Math.abs(gain), first[this.by]) || "new"}) in ${plural(days.length, "day")}`) : null);
+    put(place, growthChart(days, this.by), gain ? el("p", { class: "muted" },
+      `${gain > 0 ? "+" : ""}${this.by === "files" ? count(gain) : bytes(gain)} (${percent(Math.abs(gain), first[this.by]) || "new"}) in ${plural(days.length, "day")}`) : null);
   }
 
   recentPart(place, { files }) {
-    const word = (file) => (file.state !== "present" ? stateMark(file.state) : el("span", { class: "state s-present" }, file.first_seen >= file.changed - 1 ? "new" : "changed"));
+    const word = (file) => (file.state !== "present" ? stateMark(file.state)
+      : el("span", { class: "state s-present" }, file.first_seen >= file.changed - 1 ? "new" : "changed"));
     put(place, el("table", { class: "plain recent-files" },
-      el("thead", { class: "hidden" }, el("tr", null, ["What", "File", "Machine", "Size", "When"].map((label) => el("th", { scope: "col" }, label)))),
+      el("thead", { class: "hidden" }, el("tr", null,
+        ["What", "File", "Machine", "Size", "When"].map((label) => el("th", { scope: "col" }, label)))),
       el("tbody", null, files.map((file) => el("tr", null,
-        el("td", null, word(file)), el("td", { class: "grow" }, el("a", { href: href("library", { sort: "changed", order: "desc", open: file.id }) }, name(file.name))),
-        el("td", { class: "low" }, file.agent.name), el("td", { class: "num low" }, bytes(file.size)), el("td", { class: "num muted" }, ago(file.changed)))))));
+        el("td", null, word(file)), el("td", { class: "grow" },
+          el("a", { href: href("library", { sort: "changed", order: "desc", open: file.id }) },
+          name(file.name))),
+        el("td", { class: "low" }, file.agent.name), el("td", { class: "num low" }, bytes(file.size)),
+          el("td", { class: "num muted" }, ago(file.changed)))))));
   }
 
   agentsPart(place, { agents }) {
     this.lines = new Map();
-    put(place, agents.filter((agent) => agent.stats && agent.stats.active).map((agent) => this.line(agent.id, agent.name, agent.stats)));
+    put(place, agents.filter((agent) => agent.stats && agent.stats.active).map((agent) =>
+      this.line(agent.id, agent.name, agent.stats)));
     this.named = new Map(agents.map((agent) => [agent.id, agent.name]));
   }
 
@@ -160,7 +188,9 @@ export class OverviewView {
   progress({ agent, stats }) {
     const line = this.lines.get(agent);
     if (line && stats.active) line.update(stats);
-    else if (line) { line.node.remove(); this.lines.delete(agent); this.later(); } else if (stats.active && this.places && this.named) this.places.agents.append(this.line(agent, this.named.get(agent) || agent, stats));
+    else if (line) { line.node.remove(); this.lines.delete(agent); this.later(); } else if (stats.active
+      && this.places && this.named) this.places.agents.append(this.line(agent, this.named.get(agent) || agent,
+      stats));
     else if (stats.active) this.later();
   }
 
@@ -168,7 +198,8 @@ export class OverviewView {
     this.places = null;
     put(this.root, el("h1", { class: "hidden" }, "Overview"), emptyState("Nothing is catalogued yet",
       "Add a folder of this machine, or run the agent on another one. Files appear here while they are read; nothing on the disks is ever changed.",
-      el("a", { class: "button primary", href: href("machines", { add: "local" }) }, "Add a folder of this machine"),
+      el("a", { class: "button primary", href: href("machines", { add: "local" }) },
+        "Add a folder of this machine"),
       el("a", { class: "button", href: href("machines", { new: 1 }) }, "Add another machine")));
   }
 

@@ -56,7 +56,7 @@ export class PagedRows {
     if (start < page) ask.skip = (page - start) * PAGE;
     let failed = false;
     try {
-      const answer = await this.fetchPage(ask, controller.signal);
+      const answer = await this.whole(ask, controller.signal);
       // A host that cannot skip answered the page we hold the token of: go on from there.
       this.store(ask.skip && answer.skipped === undefined ? start : page, answer);
     } catch (error) {
@@ -65,6 +65,17 @@ export class PagedRows {
     }
     this.busy = null;
     if (!failed) this.pump();
+  }
+
+  // The host may end an answer early to stay quick; a page is whole when it is full or the last.
+  async whole(ask, signal) {
+    const answer = await this.fetchPage(ask, signal);
+    while (answer.files.length < PAGE && answer.next) {
+      const more = await this.fetchPage({ after: answer.next, limit: PAGE - answer.files.length }, signal);
+      answer.files.push(...more.files);
+      answer.next = more.next;
+    }
+    return answer;
   }
 
   store(page, { files, next }) {

@@ -4,6 +4,8 @@ import { el, name, put } from "./dom.js";
 import { count, span } from "./format.js";
 
 const STALE_S = 30;
+const PHASES = { hashes: "Listing and hashing (1 of 2)", ffprobe: "Describing videos (2 of 2)",
+  "full hashes": "Hashing large files whole" };
 
 export class ProgressLine {
   constructor(title, titled = true) {
@@ -12,14 +14,13 @@ export class ProgressLine {
     this.numbers = el("span", { class: "muted numbers" });
     this.current = el("span", { class: "muted current" });
     this.node = el("div", { class: "progress-line" },
-      el("div", { class: "progress-head" }, titled ? el("strong", null, title) : null, this.phase, this.numbers), this.bar, this.current);
+      el("div", { class: "progress-head" }, titled ? el("strong", null, title) : null, this.phase,
+        this.numbers), this.bar, this.current);
   }
 
   update(stats) {
-    const phase = stats.phase === 2 ? "Describing videos" : stats.phase === 1 ? "Reading and hashing" : stats.phase_name || "Working";
-    put(this.phase, stats.phase ? `${phase} (${stats.phase} of 2)` : phase);
-    const done = stats.phase === 2 ? stats.seen_videos : stats.seen;
-    const all = stats.phase === 2 ? stats.total_videos : stats.total_all;
+    put(this.phase, PHASES[stats.phase_name] || stats.phase_name || "working");
+    const [done, all] = this.howFar(stats);
     // While it still counts there is no honest percentage: the bar moves without one.
     if (all && done <= all) this.bar.value = done / all;
     else this.bar.removeAttribute("value");
@@ -27,10 +28,15 @@ export class ProgressLine {
     put(this.current, stats.current_path ? name(stats.current_path) : "");
   }
 
+  howFar(stats) {
+    if (stats.phase_name === "full hashes") return [stats.fully_hashed || 0, null];
+    return stats.phase === 2 ? [stats.seen_videos, stats.total_videos] : [stats.seen, stats.total_all];
+  }
+
   words(stats, done, all) {
-    const quiet = stats.since_progress_s ?? (stats.last_progress ? stats.ts - stats.last_progress : 0);
+    const quiet = stats.idle_s || 0;
     return [
-      all && done <= all ? `${count(done)} of ${count(all)} files` : `${count(done)} files, still counting`,
+      all && done <= all ? `${count(done)} of ${count(all)} files` : `${count(done)} files so far`,
       stats.data_mib ? `${stats.data_mib < 1024 ? `${Math.round(stats.data_mib)} MiB` : `${(stats.data_mib / 1024).toFixed(1)} GiB`} read` : null,
       stats.rate_files_per_s ? `${count(Math.round(stats.rate_files_per_s))} files/s` : null,
       stats.eta_s ? `${span(stats.eta_s)} left` : null,

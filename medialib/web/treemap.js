@@ -21,7 +21,8 @@ export function squarify(items, box) {
     let worst = Math.max((side * side) / sum, sum / (side * side));
     while (taken < rest.length) {
       const next = sum + rest[taken].area;
-      const bad = Math.max((side * side * rest[0].area) / (next * next), (next * next) / (side * side * rest[taken].area));
+      const bad = Math.max((side * side * rest[0].area) / (next * next),
+        (next * next) / (side * side * rest[taken].area));
       if (bad > worst) break;
       worst = bad;
       sum = next;
@@ -31,7 +32,8 @@ export function squarify(items, box) {
     let along = 0;
     for (const { item, area } of rest.slice(0, taken)) {
       const part = area / depth;
-      placed.push(width >= height ? { item, x, y: y + along, width: depth, height: part } : { item, x: x + along, y, width: part, height: depth });
+      placed.push(width >= height ? { item, x, y: y + along, width: depth, height: part }
+        : { item, x: x + along, y, width: part, height: depth });
       along += part;
     }
     if (width >= height) { x += depth; width -= depth; } else { y += depth; height -= depth; }
@@ -69,8 +71,10 @@ export class Treemap {
     const em = parseFloat(style.fontSize);
     this.family = style.fontFamily;
     const cells = squarify(this.items, { x: 0, y: 0, width, height });
-    put(this.node, svg("svg", { width, height, role: "group", "aria-label": "Treemap of the folders by size" },
-      cells.filter((cell) => cell.width * cell.height >= LEAST_AREA).map((cell, i) => this.cell(cell, i, em))));
+    put(this.node, svg("svg", { width, height, role: "group",
+      "aria-label": "Treemap of the folders by size" },
+      cells.filter((cell) => cell.width * cell.height >= LEAST_AREA).map((cell, i) =>
+        this.cell(cell, i, em))));
   }
 
   cell(cell, i, em) {
@@ -78,27 +82,36 @@ export class Treemap {
     const words = `${plainName(item.name)}: ${bytes(item.bytes)}, ${count(item.files)} files${item.state === "offline" ? ", offline" : ""}`;
     const head = cell.width > em * 3.5 && cell.height > em * 1.7;
     const tone = item.own ? "own" : `t${i % 8}`;
-    const parts = [svg("title", null, words), svg("rect", { class: `cell ${tone} ${item.state === "offline" ? "off" : ""}`, x: cell.x + 0.75, y: cell.y + 0.75, width: Math.max(0.5, cell.width - 1.5), height: Math.max(0.5, cell.height - 1.5), rx: 3 })];
+    const parts = [svg("title", null, words), svg("rect",
+      { class: `cell ${tone} ${item.state === "offline" ? "off" : ""}`, x: cell.x + 0.75, y: cell.y + 0.75,
+      width: Math.max(0.5, cell.width - 1.5), height: Math.max(0.5, cell.height - 1.5), rx: 3 })];
     if (head && item.folders && item.folders.length && cell.height > em * 4) parts.push(this.inner(cell, em));
     if (head) parts.push(this.label(cell, em));
     return svg("a", { href: this.link(item), "aria-label": words }, parts);
   }
 
   inner(cell, em) {
-    const box = { x: cell.x + 4, y: cell.y + em * 3.1, width: cell.width - 8, height: cell.height - em * 3.1 - 4 };
+    const box = { x: cell.x + 4, y: cell.y + em * 3.1, width: cell.width - 8,
+      height: cell.height - em * 3.1 - 4 };
     const rest = cell.item.bytes - cell.item.folders.reduce((sum, folder) => sum + folder.bytes, 0);
-    const parts = rest > 0 ? [...cell.item.folders, { name: "", bytes: rest }].sort((a, b) => b.bytes - a.bytes) : cell.item.folders;
+    const parts = rest > 0 ? [...cell.item.folders,
+      { name: "", bytes: rest }].sort((a, b) => b.bytes - a.bytes) : cell.item.folders;
     return squarify(parts, box).filter((one) => one.width * one.height >= LEAST_AREA * 3).map((one) => [
-      svg("rect", { class: one.item.name ? "inner" : "inner files", x: one.x + 0.5, y: one.y + 0.5, width: Math.max(0.5, one.width - 1), height: Math.max(0.5, one.height - 1), rx: 2 }),
-      one.item.name && one.width > em * 4 && one.height > em * 1.5 ? this.text(one.x + em * 0.35, one.y + em * 1.05, one.width - em * 0.7, em * 0.85, plainName(one.item.name), "inner-label") : null,
+      svg("rect", { class: one.item.name ? "inner" : "inner files", x: one.x + 0.5, y: one.y + 0.5,
+        width: Math.max(0.5, one.width - 1), height: Math.max(0.5, one.height - 1), rx: 2 }),
+      one.item.name && one.width > em * 4 && one.height > em * 1.5
+        ? this.text(one.x + em * 0.35, one.y + em * 1.05, one.width - em * 0.7, em * 0.85,
+        plainName(one.item.name), "inner-label") : null,
     ]);
   }
 
   label(cell, em) {
     const room = cell.width - em;
     const two = cell.height > em * 2.9;
-    return [this.text(cell.x + em * 0.5, cell.y + em * 1.3, room, em, plainName(cell.item.name), "cell-label"),
-      two ? this.text(cell.x + em * 0.5, cell.y + em * 2.5, room, em * 0.9, `${bytes(cell.item.bytes)} \u00B7 ${count(cell.item.files)}`, "cell-size") : null];
+    return [this.text(cell.x + em * 0.5, cell.y + em * 1.3, room, em, plainName(cell.item.name),
+      "cell-label"),
+      two ? this.text(cell.x + em * 0.5, cell.y + em * 2.5, room, em * 0.9,
+        `${bytes(cell.item.bytes)} \u00B7 ${count(cell.item.files)}`, "cell-size") : null];
   }
 
   text(x, y, room, em, words, className) {

@@ -17,7 +17,8 @@ export class VirtualList {
     this.first = 0;
     Object.assign(this, { view: 0, height: 0, headHeight: 0, rowHeight: 30, rows: [] });
     this.body = el("tbody");
-    this.table = el("table", { class: "files", role: "grid", "aria-label": this.label, tabindex: "0" }, this.cols, this.head, this.body);
+    this.table = el("table", { class: "files", role: "grid", "aria-label": this.label, tabindex: "0" },
+      this.cols, this.head, this.body);
     this.frame = el("div", { class: "vl-window" }, this.table);
     this.space = el("div", { class: "vl-space" }, this.frame);
     this.node = el("div", { class: "vl" }, this.space);
@@ -96,7 +97,8 @@ export class VirtualList {
 
   moveTo(top) {
     this.top = Math.min(this.maxTop, Math.max(0, top));
-    this.lastScroll = this.scaled ? Math.round((this.top / this.maxTop) * this.maxScroll) : Math.round(this.top);
+    this.lastScroll = this.scaled ? Math.round((this.top / this.maxTop) * this.maxScroll)
+      : Math.round(this.top);
     this.node.scrollTop = this.lastScroll;
     this.paint();
   }
@@ -121,7 +123,8 @@ export class VirtualList {
   turn(step) {
     if (Math.abs(step) >= this.rows.length) return;
     for (; step > 0; step -= 1) { const row = this.rows.shift(); this.rows.push(row); this.body.append(row); }
-    for (; step < 0; step += 1) { const row = this.rows.pop(); this.rows.unshift(row); this.body.prepend(row); }
+    for (; step < 0; step += 1) { const row = this.rows.pop(); this.rows.unshift(row); this.body.prepend(row);
+      }
   }
 
   setCursor(index, tell = true) {
