@@ -15,7 +15,6 @@ from .catalog_duplicates import settle_due_duplicates, update_duplicates
 from .catalog_roots import CatalogCounters, FolderBook, WordBook, read_root
 from .catalog_schema import CATALOG_MIGRATIONS, LOCAL_AGENT
 from .catalog_search import SEARCH_BEHIND, SearchIndex
-from .catalog_tallies import YearOfNs
 from .catalog_writer import CatalogWriter
 from .sqlite_store import (
     StoreConnection,
@@ -39,7 +38,6 @@ class CatalogTools:
         self.words = WordBook()
         self.folders = FolderBook()
         self.search = search
-        self.year_of = YearOfNs()
         self.read_root = read_root
 
     def forget(self) -> None:
@@ -60,6 +58,7 @@ class Catalog:
         self.problem: str | None = None
         self.library_id: str | None = None
         self.writer: CatalogWriter | None = None
+        self.agents_changed = 0  # counts, for those who show agents and settings
         self.seq = 0  # the highest committed number, for those who wait for changes
         self._readers: queue.LifoQueue = queue.LifoQueue()
         self._words: dict = {}  # committed words by number; only ever added to

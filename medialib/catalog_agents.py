@@ -16,7 +16,7 @@ from .catalog_roots import (
     touch_root,
 )
 from .catalog_settings import settings_of, stored_settings
-from .host_agents import AgentPresence, LiveAgent
+from .host_agents import AgentPresence
 
 HELLO_WRITTEN_S = 300.0  # nothing new: the catalogue hears of an agent only this often
 AGENT_FACTS = ("port", "version", "protocol", "python", "platform", "hash_algos", "ffprobe")
@@ -39,6 +39,7 @@ def save_hello(catalog: Catalog, presence: AgentPresence, agent_id: str, about: 
     saved = catalog.change(lambda changes: _write_hello(changes, presence, agent_id, about, errors,
                                                         peer))
     live.signature, live.written_at = signature, now
+    catalog.agents_changed += 1
     return saved
 
 
@@ -124,25 +125,26 @@ def holder_is_alive(presence: AgentPresence, db, agent_number: int, root: Catalo
 
 def agent_list(db, presence: AgentPresence, now: float) -> list:
     """Every agent as `POST /api/agents` shows it, the host's own first, then by name."""
-    live = presence.all()
     rows = db.execute("SELECT id, agent_id, name, address, last_rev, first_seen, last_seen,"
                       " facts_json, errors_json FROM agent").fetchall()
     roots: dict = {}
     for root in read_roots(db):
         roots.setdefault(root.agent, []).append(root)
     rejected = dict(db.execute("SELECT agent, count(*) FROM rejected GROUP BY agent").fetchall())
-    shown = [_shown_agent(db, row, live.get(row[1]), roots.get(row[0], []),
-                          rejected.get(row[0], 0), now) for row in rows]
+    shown = [_shown_agent(db, presence, row, roots.get(row[0], []), rejected.get(row[0], 0), now)
+             for row in rows]
     shown.sort(key=lambda agent: (agent["id"] != "local", agent["name"].lower(), agent["id"]))
     return shown
 
 
-def _shown_agent(db, row: tuple, live: LiveAgent | None, roots: list, rejected: int,
+def _shown_agent(db, presence: AgentPresence, row: tuple, roots: list, rejected: int,
                  now: float) -> dict:
     number, agent_id, name, address, last_rev, first_seen, last_seen, facts, errors = row
+    live = presence.get(agent_id)
     alive = live is not None and live.is_alive(now)
     last_seen = max(last_seen, live.last_seen if live else 0.0)
-    stats = live.stats if live else {}
+    stats = presence.stats_of(live) if live else {}
+    configured = settings_of(db, agent_id)["remote_roots"]
     told = (live.about.get("roots") if live else None) or []
     reported = {root["path"]: root for root in told}
     scanning = alive and bool(stats.get("active"))
@@ -155,14 +157,15 @@ def _shown_agent(db, row: tuple, live: LiveAgent | None, roots: list, rejected: 
         "errors": json.loads(errors), "rejected": rejected,
         "files": sum(root.files for root in roots), "bytes": sum(root.bytes for root in roots),
         "missing": sum(root.missing for root in roots),
-        "roots": [_shown_root(root, reported.get(root.path), alive) for root in roots],
-        "settings": stored_settings(db, agent_id),
-        "remote_roots": settings_of(db, agent_id)["remote_roots"],
+        "roots": [_shown_root(root, reported.get(root.path), alive, configured)
+                  for root in roots],
+        "settings": stored_settings(db, agent_id), "remote_roots": configured,
         "commands_waiting": len(live.commands) if live else 0,
     }
 
 
-def _shown_root(root: CatalogRoot, reported: dict | None, alive: bool) -> dict:
+def _shown_root(root: CatalogRoot, reported: dict | None, alive: bool,
+                configured: list) -> dict:
     facts = root_facts(root)
     if reported is not None and root.state != "offline":
         facts.update({name: reported[name] for name in ROOT_FACTS
@@ -172,6 +175,8 @@ def _shown_root(root: CatalogRoot, reported: dict | None, alive: bool) -> dict:
         "volume": root.volume, "volume_path": root.volume_path, **facts,
         "implicit": bool(root.implicit), "transferred": bool(root.transferred),
         "reachable": alive and root.state != "offline",
+        "configured": root.path in configured,
+        "accept_empty": root.state == "offline" and "empty" in (root.reason or ""),
         "files": root.files, "bytes": root.bytes, "missing": root.missing,
         "missing_bytes": root.missing_bytes, "scan": json.loads(root.scan_json),
     }

@@ -33,7 +33,7 @@ LOOKUP_SIZES = (1, 4, 16, 64, 256)  # few different statements, so that they sta
 class FileBatch:
     """Applies checked records and removals of one agent to one root, in one transaction.
 
-    `tools` are the writing thread's books: `.words`, `.folders`, `.search`, `.year_of`.
+    `tools` are the writing thread's books: `.words`, `.folders`, `.search`.
     """
 
     def __init__(self, db, tools, counters: CatalogCounters, agent, now: float):
@@ -42,7 +42,7 @@ class FileBatch:
         self.counters = counters
         self.agent = agent
         self.now = int(now)
-        self.changes = TallyChanges(db, tools.year_of)
+        self.changes = TallyChanges(db)
         self.rels: dict = {}  # folder id → relative path
         self.roots: dict = {}  # root id → CatalogRoot, one object per row
         self.folder_roots: dict = {}  # folder id → root id

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from .catalog_files import FoundFile, page_limit
+from .catalog_files import FoundFile
 from .catalog_filter import FilterError
 from .catalog_roots import read_roots
 from .catalog_rows import FILE_COLUMNS_OF_F, FileRow
 from .catalog_show import FileShower
+from .catalog_tokens import page_limit
 
 
 def changes_page(db, words: dict, body: dict) -> dict:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from .catalog_duplicates import DuplicateMember
 from .catalog_filter import FileFilter, FilterError
 from .catalog_roots import read_roots
 from .catalog_rows import FILE_COLUMNS_OF_F, FileRow, full_hash_of, rel_of_key
@@ -16,9 +17,10 @@ from .catalog_schema import (
 )
 from .catalog_search import text_matches
 from .catalog_show import FileShower
+from .catalog_tokens import decode_token, encode_token, page_limit
 from .scan_common import join_rel
 
-GROUP_FILES = 200  # of one group; "names" says how many there are
+GROUP_FILES = 50  # of one group; "names" says how many there are
 GROUPS_LOOKED_AT = 2000  # for one page of a filtered list
 COPIES_TIME_S = 2.0
 GROUP_STATES = {"confirmed": GROUP_CONFIRMED, "candidate": GROUP_CANDIDATE}
@@ -53,12 +55,12 @@ def group_rows(db, key: tuple, limit: int, condition: str = "1", values=()) -> l
     return rows
 
 
-def file_copies(db, shower: FileShower, row: FileRow) -> dict:
-    """{"copies": [files], "candidates": [files]}: other paths of the same bytes, and files whose
-    samples are equal and that may differ elsewhere.
+def file_copies(db, shower: FileShower, row: FileRow) -> list:
+    """Other paths of the same bytes, and files whose samples are equal and that may differ
+    elsewhere; each with "match": confirmed, candidate, or link (the same bytes on the disk).
     """
     if row.sample_hash is None or not row.size:
-        return {"copies": [], "candidates": []}
+        return []
     full = full_hash_of(row)
     same = []
     if full is not None:
@@ -68,8 +70,22 @@ def file_copies(db, shower: FileShower, row: FileRow) -> dict:
         db, (GROUP_CANDIDATE, row.sample_hash, row.size, row.algo, row.sample_size), GROUP_FILES)
     alike = [one for one in sampled if one[0] not in known
              and (full is None or full_hash_of(FileRow(*one[:-2])) is None)]
-    return {"copies": [_shown(shower, one) for one in same if one[0] != row.id],
-            "candidates": [_shown(shower, one) for one in alike]}
+    own = next((copy_key_of(shower, one) for one in [*same, *sampled] if one[0] == row.id), None)
+    copies = []
+    for match, rows in (("confirmed", same), ("candidate", alike)):
+        for one in rows:
+            if one[0] != row.id:
+                linked = copy_key_of(shower, one) == own
+                copies.append({**_shown(shower, one), "match": "link" if linked else match})
+    return copies
+
+
+def copy_key_of(shower: FileShower, row: tuple) -> tuple:
+    """Equal for two paths of the same bytes, as DuplicateMember has it."""
+    file, root = FileRow(*row[:-2]), shower.roots[row[-2]]
+    return DuplicateMember(
+        file.id, file.size, file.algo, file.sample_size, file.sample_hash, file.full_hash,
+        file.flags, file.ino, file.dev, root.agent, root.volume).copy_key()
 
 
 def _shown(shower: FileShower, row: tuple) -> dict:
@@ -85,36 +101,27 @@ class DuplicatePages:
         self.shower = FileShower(db, words, {root.id: root for root in read_roots(db)})
         self.end_at = time.monotonic() + COPIES_TIME_S
 
-    def page(self, raw_filter, after: list | None, limit: int) -> tuple:
-        """([group], position of the last group looked at or None). A group is shown when one of
-        its files meets the filter; all its files are shown.
+    def page(self, body: dict, highest: int = 200) -> tuple:
+        """([group], next token or None). A group is shown when one of its files meets the filter;
+        all its files are shown.
         """
-        raw_filter = dict(raw_filter or {}) if isinstance(raw_filter, (dict, type(None))) else None
-        if raw_filter is None:
+        raw_filter = body.get("filter") or {}
+        if not isinstance(raw_filter, dict):
             raise FilterError("filter must be an object")
-        state = self._state(raw_filter)
+        limit, after = page_limit(body, 50, highest), body.get("after")
+        state = body.get("state")
+        if state is not None and state not in GROUP_STATES:
+            raise FilterError("state must be confirmed or candidate")
         filter_ = self.reader.read(raw_filter)
         groups, looked_at, last = [], 0, None
-        for row in self._groups(state, after):
+        for row in self._groups(GROUP_STATES.get(state), after and decode_token(after, 3)):
             last, looked_at = row, looked_at + 1
             if not filter_.plain or self._meets(filter_, row):
                 groups.append(self._show(row))
-            if len(groups) == limit:
-                return groups, last
-            if looked_at >= GROUPS_LOOKED_AT or time.monotonic() > self.end_at:
-                return groups, last
+            full = len(groups) == limit or looked_at >= GROUPS_LOOKED_AT
+            if full or time.monotonic() > self.end_at:
+                return groups, encode_token(*last[:3])
         return groups, None
-
-    def _state(self, raw_filter: dict) -> int | None:
-        """The state of group asked for, taken out of the filter: files have other states."""
-        wanted = raw_filter.pop("group", None)
-        if raw_filter.get("state") in GROUP_STATES:
-            wanted = raw_filter.pop("state")
-        if wanted is None:
-            return None
-        if wanted not in GROUP_STATES:
-            raise FilterError("filter.group must be confirmed or candidate")
-        return GROUP_STATES[wanted]
 
     def _groups(self, state: int | None, after: list | None):
         """Rows of `duplicate`, largest gain first, from behind a position."""
@@ -153,10 +160,13 @@ class DuplicatePages:
     def _show(self, row: tuple) -> dict:
         reclaimable, potential, number, state, hash_, size, algo, sample_size, copies, files = row
         rows = group_rows(self.db, self._key(row), GROUP_FILES)
+        shown, numbers = [_shown(self.shower, one) for one in rows], {}
+        for file, one in zip(shown, rows):
+            file["copy"] = numbers.setdefault(copy_key_of(self.shower, one), len(numbers))
         return {
             "id": number, "size": size, "algo": ALGO_NAMES.get(algo), "hash": hash_.hex(),
             "state": "confirmed" if state == GROUP_CONFIRMED else "candidate",
             "copies": copies, "names": files, "reclaimable": reclaimable, "potential": potential,
-            "files": [_shown(self.shower, one) for one in rows],
+            "files": shown,
             "truncated": files > len(rows),
         }

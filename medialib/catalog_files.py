@@ -8,7 +8,6 @@ page early: `next` goes on from there.
 
 from __future__ import annotations
 
-import base64
 import heapq
 import json
 import time
@@ -21,10 +20,9 @@ from .catalog_roots import CatalogRoot
 from .catalog_rows import FILE_COLUMNS_OF_F, FileRow, rel_of_key
 from .catalog_search import text_matches
 from .catalog_show import FileShower
+from .catalog_tokens import decode_token, encode_token, page_limit
 from .scan_common import join_rel
 
-PAGE_LIMIT = 1000
-PAGE_DEFAULT = 100
 WINDOW_FIRST = 2000
 WINDOW_LARGEST = 20_000
 PAGE_TIME_S = 2.0
@@ -74,30 +72,6 @@ class FoundFile:
     key: bytes = b""
 
 
-def encode_token(*parts) -> str:
-    packed = json.dumps(parts, separators=(",", ":")).encode("utf-8")
-    return base64.urlsafe_b64encode(packed).decode("ascii").rstrip("=")
-
-
-def decode_token(token, length: int) -> list:
-    """The parts of a `next` of ours; FilterError for anything else."""
-    try:
-        packed = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
-        parts = json.loads(packed)
-    except (TypeError, ValueError):
-        parts = None
-    if not isinstance(parts, list) or len(parts) != length:
-        raise FilterError("after must be the next of an earlier answer to the same question")
-    return parts
-
-
-def page_limit(body: dict, default: int = PAGE_DEFAULT, highest: int = PAGE_LIMIT) -> int:
-    limit = body.get("limit", default)
-    if type(limit) is not int or not 1 <= limit <= highest:
-        raise FilterError(f"limit must be a whole number from 1 to {highest}")
-    return limit
-
-
 class FilePages:
     """Answers for one request on one reader's connection."""
 
@@ -115,7 +89,7 @@ class FilePages:
         return {"files": self.shower.show_all(found), "next": token}
 
     def one(self, file_id: int) -> dict | None:
-        """{"file", "copies"} of one file with ffprobe's streams, or None."""
+        """One file with "streams" of ffprobe and its "copies", or None."""
         row = self.db.execute(
             f"SELECT 0, {FILE_COLUMNS_OF_F}, d.root, d.key FROM file f"
             " JOIN folder d ON d.id = f.folder WHERE f.id = ?", (file_id,)).fetchone()
@@ -123,7 +97,9 @@ class FilePages:
             return None
         found = found_file(row)
         shown = self.shower.show(found.row, found.root, found.key, streams=True)
-        return {"file": shown, **file_copies(self.db, self.shower, found.row)}
+        text = (shown["metadata"] or {}).get("streams_json")
+        return {**shown, "streams": parsed_streams(text),
+                "copies": file_copies(self.db, self.shower, found.row)}
 
     def find(self, body: dict, limit: int) -> tuple:
         """([FoundFile], next token or None)."""
@@ -146,7 +122,7 @@ class FilePages:
 
     # -- few candidates --------------------------------------------------------------------------
 
-    def _matching(self, filter_: FileFilter, proposed, columns: str, meta: bool):
+    def matching(self, filter_: FileFilter, proposed, columns: str, meta: bool):
         """(sort value, *FileRow, root, key) of the candidates that match."""
         for source, values in proposed:
             rows = self.db.execute(
@@ -165,7 +141,7 @@ class FilePages:
 
     def _sorted_candidates(self, key, filter_, proposed, order, after, limit) -> tuple:
         meta = filter_.needs_meta or key.meta
-        rows = self._matching(filter_, proposed, key.column, meta)
+        rows = self.matching(filter_, proposed, key.column, meta)
         found = {}
         for row in rows:
             if row[0] is not None:
@@ -306,7 +282,7 @@ class FilePages:
         rank = {root.id: number for number, root in enumerate(roots)}
         if reverse:
             rank = {root: -number for root, number in rank.items()}
-        rows = {row[1]: row for row in self._matching(filter_, proposed, "0", filter_.needs_meta)
+        rows = {row[1]: row for row in self.matching(filter_, proposed, "0", filter_.needs_meta)
                 if row[-2] in rank}
 
         def place(row):
@@ -370,6 +346,16 @@ class FilePages:
 def found_file(row: tuple) -> FoundFile:
     file_row = FileRow(*row[1:-2])
     return FoundFile(row[0], file_row.id, file_row, row[-2], row[-1])
+
+
+def parsed_streams(text: str | None) -> list:
+    """ffprobe's stream objects from its stored answer; [] where it is no such JSON."""
+    try:
+        told = json.loads(text) if text else []
+    except (ValueError, RecursionError):
+        return []
+    streams = told.get("streams", []) if isinstance(told, dict) else told
+    return [one for one in streams if isinstance(one, dict)] if isinstance(streams, list) else []
 
 
 def path_token(found: FoundFile) -> str:

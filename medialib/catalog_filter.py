@@ -12,6 +12,7 @@ from .catalog_schema import (
     FLAG_PROBED,
     HASH_PREFIX_BYTES,
     KIND_CODES,
+    RESOLUTION_CLASSES,
     STATE_MISSING,
     STATE_PRESENT,
 )
@@ -30,6 +31,11 @@ HASH_SQL = (
     f"((substr(f.sample_hash, 1, {HASH_PREFIX_BYTES}) = ? AND f.sample_hash = ?)"
     f" OR (substr(f.full_hash, 1, {HASH_PREFIX_BYTES}) = ? AND f.full_hash = ?))"
 )
+
+
+_LINES_SQL = "max(m.height, coalesce(m.width, 0) * 9 / 16)"
+RESOLUTION_SQL = "CASE " + " ".join(
+    f"WHEN {_LINES_SQL} >= {bound} THEN {bound}" for bound, _ in RESOLUTION_CLASSES) + " END"
 
 
 class FilterError(UsageError):
@@ -129,6 +135,29 @@ class FilterReader:
         parts = ["(d.root = ? AND d.key >= ? AND d.key < ?)" for _ in found.under]
         found.add("(" + (" OR ".join(parts) or "0") + ")",
                   *[value for part in found.under for value in part])
+
+    def read_folder(self, found, key, value) -> None:
+        """Files directly in one folder."""
+        path = normal_root_path(self._texts(key, value)[0])
+        found.under = []
+        for number, root in list(found.roots.items()):
+            bounds = keys_under(root, path) if (path + "/").startswith(root.path) else None
+            if bounds is None:
+                del found.roots[number]
+            else:
+                found.under.append((number, bounds[0], bounds[0] + b"\0"))
+        parts = ["(d.root = ? AND d.key = ?)" for _ in found.under]
+        found.add("(" + (" OR ".join(parts) or "0") + ")",
+                  *[value for part in found.under for value in part[:2]])
+
+    def read_resolution(self, found, key, value) -> None:
+        bounds = {name: bound for bound, name in RESOLUTION_CLASSES}
+        names = self._texts(key, value)
+        if not set(names) <= set(bounds):
+            raise FilterError(f"filter.resolution must be of {', '.join(bounds)}")
+        found.needs_meta = True
+        wanted = ",".join(str(bounds[name]) for name in names)
+        found.add(f"m.height IS NOT NULL AND {RESOLUTION_SQL} IN ({wanted})")
 
     def read_kind(self, found, key, value) -> None:
         names = self._texts(key, value)
@@ -247,6 +276,7 @@ _RANGE_COLUMNS = {
 _FILTER_KEYS = {
     "q": FilterReader.read_words, "agent": FilterReader.read_agent,
     "root": FilterReader.read_root, "under": FilterReader.read_under,
+    "folder": FilterReader.read_folder, "resolution": FilterReader.read_resolution,
     "kind": FilterReader.read_kind, "ext": FilterReader.read_ext,
     "reason": FilterReader.read_reason, "state": FilterReader.read_state,
     "video_codec": FilterReader.read_video_codec, "audio_codec": FilterReader.read_audio_codec,

@@ -28,11 +28,15 @@ FLAG_ERROR = 4  # it has a row in file_error
 GROUP_CONFIRMED = 1
 GROUP_CANDIDATE = 2
 
-FACET_YEAR = 1  # of the modification time
+FACET_WEEK = 1  # of the modification time, in whole weeks since the epoch
 FACET_VIDEO_CODEC = 2
 FACET_CONTAINER = 3
-FACET_HEIGHT = 4
+FACET_RESOLUTION = 4  # the lower bound of its class, see RESOLUTION_CLASSES
 FACET_AUDIO_CODEC = 5
+
+# A video's class by its lines, or what its width would have in 16:9; a bound is stored on disk.
+RESOLUTION_CLASSES = ((4000, "8K"), (1800, "4K"), (1200, "1440p"), (900, "1080p"), (650, "720p"),
+                      (0, "SD"))
 
 LOCAL_AGENT = "local"  # the host's own scanner
 HASH_PREFIX_BYTES = 6  # enough to find a hash; the rest is compared in the row

@@ -41,7 +41,7 @@ def config_for(db, agent_id: str | None, library_id: str) -> dict:
 def checked_settings(values, scope: str) -> dict:
     """Values somebody wants to set, in normal form; null means: no longer set here."""
     if not isinstance(values, dict):
-        raise SettingError("settings must be an object of names and values")
+        raise SettingError("settings", "settings must be an object of names and values")
     checked = {}
     for name, value in values.items():
         if value is None and name in SETTING_BY_NAME:
@@ -49,7 +49,7 @@ def checked_settings(values, scope: str) -> dict:
             continue
         checked[name] = check_setting(name, value)
         if scope != LIBRARY_SCOPE and not SETTING_BY_NAME[name].per_agent:
-            raise SettingError(f"{name} is the library's and cannot be set for one agent")
+            raise SettingError(name, f"{name} is the library's and cannot be set for one agent")
     return checked
 
 

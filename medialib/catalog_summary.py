@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import collections
 import datetime
-import json
 
 from .catalog_roots import read_roots
 from .catalog_schema import (
-    FACET_AUDIO_CODEC,
-    FACET_CONTAINER,
-    FACET_HEIGHT,
-    FACET_VIDEO_CODEC,
-    FACET_YEAR,
     GROUP_CANDIDATE,
     GROUP_CONFIRMED,
     KIND_NAMES,
@@ -21,11 +14,6 @@ from .catalog_schema import (
 )
 
 SUMMARY_TOP = 100
-HEIGHT_CLASSES = ((0, "unknown"), (1, "SD"), (650, "720p"), (900, "1080p"), (1300, "1440p"),
-                  (1900, "4K"), (3200, "8K"))
-FACET_NAMES = {FACET_VIDEO_CODEC: "video_codecs", FACET_CONTAINER: "containers",
-               FACET_AUDIO_CODEC: "audio_codecs", FACET_HEIGHT: "resolutions",
-               FACET_YEAR: "years"}
 
 
 def catalog_summary(db, words: dict, library_id: str) -> dict:
@@ -40,8 +28,7 @@ def catalog_summary(db, words: dict, library_id: str) -> dict:
         "offline": sum(root.files for root in offline),
         "offline_bytes": sum(root.bytes for root in offline),
         "seq": db.execute("SELECT value FROM counter WHERE name = 'seq'").fetchone()[0],
-        "kinds": kind_counts(db), **extension_counts(db, words), **facet_counts(db, words),
-        "duplicates": duplicate_counts(db), "daily": daily_rows(db),
+        "kinds": kind_counts(db), **extension_counts(db, words), "duplicates": duplicate_counts(db),
     }
 
 
@@ -73,38 +60,6 @@ def extension_counts(db, words: dict) -> dict:
     }
 
 
-def facet_counts(db, words: dict) -> dict:
-    """{"video_codecs": [{"value", "files", "bytes"}…], "containers", "audio_codecs", "resolutions",
-    "years"} of present files.
-    """
-    sums = {name: collections.defaultdict(lambda: [0, 0]) for name in FACET_NAMES.values()}
-    for field, value, files, size in db.execute(
-            "SELECT field, value, sum(files), sum(bytes) FROM facet WHERE state = ?"
-            " GROUP BY field, value", (STATE_PRESENT,)):
-        for shown in facet_values(field, value, words):
-            entry = sums[FACET_NAMES[field]][shown]
-            entry[0] += files
-            entry[1] += size
-    return {name: _largest_first(values) for name, values in sums.items()}
-
-
-def facet_values(field: int, value: int, words: dict) -> list:
-    """What a facet's number stands for; several for a list of audio codecs."""
-    if field == FACET_YEAR:
-        return [value]
-    if field == FACET_HEIGHT:
-        return [[name for lowest, name in HEIGHT_CLASSES if value >= lowest][-1]]
-    if field == FACET_AUDIO_CODEC:
-        return sorted(set(json.loads(words[value])))
-    return [words[value]]
-
-
-def _largest_first(values: dict) -> list:
-    rows = [{"value": value, **counted(files, size)} for value, (files, size) in values.items()]
-    rows.sort(key=lambda row: (-row["files"], str(row["value"])))
-    return rows[:SUMMARY_TOP]
-
-
 def duplicate_counts(db) -> dict:
     totals = {row[0]: row[1:] for row in db.execute(
         "SELECT state, groups, files, reclaimable, potential FROM duplicate_total")}
@@ -125,9 +80,13 @@ def daily_rows(db, limit: int = 400) -> list:
     return [dict(zip(names, row)) for row in reversed(rows)]
 
 
+def local_day(now: float) -> str:
+    return datetime.datetime.fromtimestamp(now).strftime("%Y-%m-%d")
+
+
 def note_daily_totals(db, now: float) -> None:
     """Write today's row of the growth chart."""
-    day = datetime.datetime.fromtimestamp(now).strftime("%Y-%m-%d")
+    day = local_day(now)
     files, size, missing = db.execute(
         "SELECT coalesce(sum(files), 0), coalesce(sum(bytes), 0), coalesce(sum(missing), 0)"
         " FROM root").fetchone()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import time
 from typing import NamedTuple
 
 from .catalog_roots import CatalogRoot
@@ -11,13 +10,14 @@ from .catalog_rows import NS_PER_S, FileRow, digest_of_row, duplicate_key_of, si
 from .catalog_schema import (
     FACET_AUDIO_CODEC,
     FACET_CONTAINER,
-    FACET_HEIGHT,
+    FACET_RESOLUTION,
     FACET_VIDEO_CODEC,
-    FACET_YEAR,
+    FACET_WEEK,
+    RESOLUTION_CLASSES,
     STATE_PRESENT,
 )
 
-DAY_NS = 86400 * NS_PER_S
+WEEK_NS = 7 * 86400 * NS_PER_S
 
 
 class MetaRow(NamedTuple):
@@ -41,34 +41,19 @@ def read_meta(db, file_id: int) -> MetaRow | None:
     return MetaRow(*row) if row else None
 
 
-class YearOfNs:
-    """The year (UTC) of a time in nanoseconds, remembered by day."""
-
-    def __init__(self):
-        self._by_day: dict = {}
-
-    def __call__(self, mtime_ns: int) -> int:
-        day = mtime_ns // DAY_NS
-        year = self._by_day.get(day)
-        if year is None:
-            if len(self._by_day) > 20_000:
-                self._by_day.clear()
-            year = self._by_day[day] = self._year_of_day(day)
-        return year
-
-    def _year_of_day(self, day: int) -> int:
-        try:
-            return time.gmtime(day * 86400).tm_year
-        except (OverflowError, OSError, ValueError):
-            return 1970 + int(day / 365.2425)
+def resolution_bound(width: int | None, height: int | None) -> int | None:
+    """The lower bound of a video's resolution class; None where its height is not known."""
+    if height is None:
+        return None
+    lines = max(height, (width or 0) * 9 // 16)
+    return next(bound for bound, _ in RESOLUTION_CLASSES if lines >= bound)
 
 
 class TallyChanges:
     """Collects what rows were added and taken away; `save` writes the sums once."""
 
-    def __init__(self, db, year_of):
+    def __init__(self, db):
         self.db = db
-        self.year_of = year_of
         self.tally: dict = collections.defaultdict(lambda: [0, 0])
         self.facet: dict = collections.defaultdict(lambda: [0, 0])
         self.folder: dict = collections.defaultdict(lambda: [0, 0])
@@ -85,7 +70,7 @@ class TallyChanges:
         size = sign * row.size
         entries = [
             self.tally[root.id, row.kind, row.ext, row.reason or 0, row.state],
-            self.facet[root.id, row.state, FACET_YEAR, self.year_of(row.mtime_ns)],
+            self.facet[root.id, row.state, FACET_WEEK, row.mtime_ns // WEEK_NS],
         ]
         if meta is not None:
             entries += self._meta_entries(row, root, meta)
@@ -108,7 +93,8 @@ class TallyChanges:
     def _meta_entries(self, row, root, meta) -> list:
         values = (
             (FACET_VIDEO_CODEC, meta.video_codec), (FACET_CONTAINER, meta.container),
-            (FACET_HEIGHT, meta.height), (FACET_AUDIO_CODEC, meta.audio_codecs),
+            (FACET_RESOLUTION, resolution_bound(meta.width, meta.height)),
+            (FACET_AUDIO_CODEC, meta.audio_codecs),
         )
         return [self.facet[root.id, row.state, field, value]
                 for field, value in values if value is not None]

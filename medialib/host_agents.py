@@ -42,6 +42,7 @@ class AgentPresence:
     def __init__(self, clock=time.time):
         self.clock = clock
         self.changed = 0
+        self.own_stats: dict = {}  # agent id → callable, for the scanner in this process
         self._agents: dict = {}
         self._results: dict = {}
         self._lock = threading.Condition()  # guards everything here
@@ -53,6 +54,11 @@ class AgentPresence:
     def all(self) -> dict:
         with self._lock:
             return dict(self._agents)
+
+    def stats_of(self, live: LiveAgent) -> dict:
+        """The agent's figures: what it told last, or right now where that can be asked."""
+        ask = self.own_stats.get(live.agent_id)
+        return ask() if ask is not None else live.stats
 
     def is_alive(self, agent_id: str) -> bool:
         with self._lock:

@@ -10,9 +10,11 @@ import urllib.parse
 
 from .base import AGENT_PORT, log
 from .catalog import Catalog
+from .catalog_forget import ForgetPlan, forget_all
+from .catalog_reclassify import moved_extensions, reclassify
 from .catalog_roots import find_agent
 from .catalog_schema import LOCAL_AGENT
-from .catalog_settings import checked_settings, store_settings, stored_settings
+from .catalog_settings import checked_settings, settings_of, store_settings, stored_settings
 from .host_agents import AgentPresence
 from .http_client import JsonClient, NotMedialib, PeerError, PeerRefused
 from .http_gate import format_address
@@ -71,6 +73,24 @@ class AgentControl:
         """A root that really was emptied is accepted as empty with its next scan."""
         path = self._root_path(body)
         return self._steer(self.agent_id(body), "accept_empty", wait=False, path=path)
+
+    def forget(self, body: dict) -> dict:
+        """Without "confirm" only the count; with the count as "confirm" the rows go."""
+        agent_id = self.agent_id(body)
+        with self.catalog.reader() as db:
+            plan = ForgetPlan(db, agent_id, body)
+            count = plan.count()
+        confirm = body.get("confirm")
+        if confirm is None or confirm is False:
+            return {"ok": True, **count, "forgotten": False}
+        if confirm is not True and confirm != count["files"]:
+            raise HttpError(409, "the count has changed",
+                            f"it is {count['files']} files now; ask again", extra=count)
+        forget_all(self.catalog, plan)
+        if plan.whole_agent and not plan.missing_only:
+            self.presence.forget(agent_id)
+        self.catalog.agents_changed += 1
+        return {"ok": True, **count, "forgotten": True}
 
     def _root_path(self, body: dict) -> str:
         path = body.get("path") or body.get("root")
@@ -148,11 +168,16 @@ class AgentControl:
         if "roots" in body:
             values["remote_roots"] = body["roots"]
         checked = checked_settings(values, agent_id)
+        with self.catalog.reader() as db:
+            before = settings_of(db, agent_id)
         self.catalog.write(lambda db: store_settings(db, agent_id, checked))
+        self.catalog.agents_changed += 1
         if checked:
             self._take_effect(agent_id)
         with self.catalog.reader() as db:
-            return {"ok": True, "settings": stored_settings(db, agent_id)}
+            after, stored = settings_of(db, agent_id), stored_settings(db, agent_id)
+        changed = reclassify(self.catalog, moved_extensions(before, after))
+        return {"ok": True, "settings": stored, "reclassified": changed}
 
     def _take_effect(self, agent_id: str) -> None:
         """New settings matter with a scan; an agent that is away sees them when it comes back."""

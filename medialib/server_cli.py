@@ -141,6 +141,7 @@ class ServerProgram:
             add_local_roots(catalog, roots)
         local = LocalScan(routes.ingest, self.folder, to_text(platform.node() or LOCAL_AGENT)[:200])
         routes.control.local = local
+        routes.presence.own_stats[LOCAL_AGENT] = local.service.stats_answer
         return local
 
     def _scan_and_exit(self, catalog: Catalog, local: LocalScan | None) -> int:

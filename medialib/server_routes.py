@@ -10,7 +10,11 @@ from .base import PROTOCOL, VERSION
 from .catalog import Catalog
 from .catalog_agents import agent_list, rejected_of
 from .catalog_changes import changes_page
+from .catalog_copies import DuplicatePages
+from .catalog_facets import FacetCounts
 from .catalog_files import FilePages
+from .catalog_folders import FolderPages
+from .catalog_reclassify import moved_extensions, reclassify
 from .catalog_roots import find_agent
 from .catalog_schema import LOCAL_AGENT
 from .catalog_settings import (
@@ -21,12 +25,16 @@ from .catalog_settings import (
     store_settings,
     stored_settings,
 )
-from .catalog_summary import catalog_summary
+from .catalog_summary import catalog_summary, daily_rows, local_day
 from .host_agents import AgentPresence
-from .http_json import HttpError, Reply, Router
+from .http_json import HttpError, Reply, Router, StreamReply
 from .ingest import Ingest
 from .server_agents import AgentControl
-from .settings import settings_table
+from .server_events import EventStream, event_counts
+from .server_export import Export
+from .server_metrics import METRICS_TYPE, metrics_text
+from .server_openapi import openapi_description
+from .settings import SettingError, settings_table
 from .web_assets import package_file, web_file, web_names
 
 CONTENT_TYPES = {
@@ -64,6 +72,11 @@ class HostRoutes:
     def _add_pages(self, router: Router) -> None:
         router.add("GET", "/", self.page, summary="The web page")
         router.add("GET", "/agent.py", self.agent_py, summary="The agent that matches this host")
+        router.add("GET", "/events", self.events, summary=self.events.__doc__)
+        if self.metrics:
+            router.add("GET", "/metrics", self.metrics_page, summary=self.metrics_page.__doc__)
+        router.add("GET", "/openapi.json", lambda request: openapi_description(router.routes),
+                   summary="This description")
         router.add("GET", "/health", self.health, summary="Can the catalogue be written?")
         for name in web_names():
             router.add("GET", f"/web/{name}", self.page_file, summary="A file of the web page")
@@ -81,13 +94,16 @@ class HostRoutes:
     def _add_queries(self, router: Router) -> None:
         for name, method in (
                 ("summary", self.summary), ("files", self.files), ("file", self.file),
-                ("changes", self.changes), ("settings", self.settings)):
+                ("facets", self.facets), ("duplicates", self.duplicates),
+                ("folders", self.folders), ("growth", self.growth), ("changes", self.changes),
+                ("export", self.export), ("settings", self.settings)):
             router.add("POST", f"/api/{name}", method, body=True,
                        summary=(method.__doc__ or "").split("\n")[0])
 
     def _add_agents(self, router: Router) -> None:
         router.add("POST", "/api/agents", self.agents, body=True, summary="All agents")
-        for name in ("scan_now", "ls", "clear_cache", "compact_cache", "set", "accept_empty"):
+        for name in ("scan_now", "ls", "clear_cache", "compact_cache", "set", "accept_empty",
+                     "forget"):
             method = getattr(self.control, name)
             router.add("POST", f"/api/agents/{name}", self._with_body(method), body=True,
                        summary=f"Tell an agent: {name.replace('_', ' ')}")
@@ -150,6 +166,50 @@ class HostRoutes:
         with self.catalog.reader() as db:
             return {"ok": True, **FilePages(self.catalog, db).page(request.json)}
 
+    def facets(self, request) -> dict:
+        """How many files match, by kind, codec, machine and so on"""
+        with self.catalog.reader() as db:
+            return {"ok": True, **FacetCounts(self.catalog, db).answer(request.json)}
+
+    def duplicates(self, request) -> dict:
+        """Groups of equal files, largest gain first"""
+        with self.catalog.reader() as db:
+            pages = FilePages(self.catalog, db)
+            groups, token = DuplicatePages(db, pages.words, pages.reader).page(request.json)
+        return {"ok": True, "groups": groups, "next": token}
+
+    def folders(self, request) -> dict:
+        """A folder's children with files and bytes of everything below them"""
+        with self.catalog.reader() as db:
+            return {"ok": True, **FolderPages(db).answer(request.json)}
+
+    def growth(self, request) -> dict:
+        """The catalogue's size day by day"""
+        days = request.json.get("days", 400)
+        if type(days) is not int or not 1 <= days <= 10_000:
+            raise HttpError(400, "bad request", "days must be a whole number from 1 to 10000")
+        with self.catalog.reader() as db:
+            rows = daily_rows(db, days)
+            today = {"day": local_day(self.catalog.clock()), **event_counts(db)}
+        today = {key: today[key] for key in ("day", "files", "bytes", "missing")}
+        return {"ok": True, "days": [row for row in rows if row["day"] != today["day"]] + [today]}
+
+    def export(self, request):
+        """All files or duplicates that match, as CSV or JSON lines"""
+        return Export(self.catalog, request.json).reply()
+
+    def events(self, request) -> StreamReply:
+        """Server-sent events: counts, progress, agents"""
+        return StreamReply(iter(EventStream(self.catalog, self.presence, self.stopping)),
+                           "text/event-stream", {"Cache-Control": "no-cache"})
+
+    def metrics_page(self, request) -> Reply:
+        """Prometheus text"""
+        with self.catalog.reader() as db:
+            text = metrics_text(db, self.ingest, self.presence, self.catalog.writer,
+                                self.catalog.clock())
+        return Reply(200, text, METRICS_TYPE)
+
     def file(self, request) -> dict:
         """One file with its streams and its other copies"""
         file_id = request.json.get("id")
@@ -159,7 +219,7 @@ class HostRoutes:
             found = FilePages(self.catalog, db).one(file_id)
         if found is None:
             raise HttpError(404, "no such file", str(file_id))
-        return {"ok": True, **found}
+        return {"ok": True, "file": found}
 
     def changes(self, request) -> dict:
         """Everything that changed after a number, in order"""
@@ -181,9 +241,9 @@ class HostRoutes:
     def settings(self, request) -> dict:
         """Settings with type, bounds and help; {"set": {name: value}} changes them"""
         values = request.json.get("set")
+        changed = 0
         if values is not None:
-            checked = checked_settings(values, LIBRARY_SCOPE)
-            self.catalog.write(lambda db: store_settings(db, LIBRARY_SCOPE, checked))
+            changed = self._set_settings(values)
         with self.catalog.reader() as db:
             stored = stored_settings(db, LIBRARY_SCOPE)
             current = settings_of(db)
@@ -191,8 +251,23 @@ class HostRoutes:
                       for row in db.execute("SELECT agent_id FROM agent").fetchall()}
         table = [{**row, "value": current[row["name"]], "changed": row["name"] in stored}
                  for row in settings_table()]
-        return {"ok": True, "settings": table, "values": current,
+        return {"ok": True, "settings": table, "values": current, "reclassified": changed,
                 "agents": {agent: own for agent, own in agents.items() if own}}
+
+    def _set_settings(self, values) -> int:
+        """Store them; how many rows got another kind by that."""
+        try:
+            checked = checked_settings(values, LIBRARY_SCOPE)
+        except SettingError as error:
+            raise HttpError(400, "bad setting", str(error),
+                            extra={"setting": error.name}) from error
+        with self.catalog.reader() as db:
+            before = settings_of(db)
+        self.catalog.write(lambda db: store_settings(db, LIBRARY_SCOPE, checked))
+        self.catalog.agents_changed += 1
+        with self.catalog.reader() as db:
+            after = settings_of(db)
+        return reclassify(self.catalog, moved_extensions(before, after))
 
 
 def served_file(name: str) -> Reply:

@@ -28,7 +28,11 @@ OLDER_SETTING_NAMES = {"batch_size": "agent_batch_size"}
 
 
 class SettingError(UsageError):
-    """A setting that does not exist or a value outside its bounds."""
+    """A setting that does not exist or a value outside its bounds; `name` tells which."""
+
+    def __init__(self, name: str, message: str):
+        super().__init__(message)
+        self.name = name
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,7 @@ def check_setting(name: str, value):
     """The value in its normal form; SettingError names the setting and its bounds."""
     setting = SETTING_BY_NAME.get(name)
     if setting is None:
-        raise SettingError(f"there is no setting named {name!r}")
+        raise SettingError(str(name)[:100], f"there is no setting named {name!r}")
     return _SETTING_CHECKS[setting.type](setting, value)
 
 
@@ -135,7 +139,8 @@ def describe_bounds(setting: Setting) -> str:
 def _refuse_setting(setting: Setting, value):
     shown = repr(value)
     shown = shown if len(shown) <= 80 else shown[:77] + "..."
-    raise SettingError(f"{setting.name} must be {describe_bounds(setting)}, not {shown}")
+    raise SettingError(
+        setting.name, f"{setting.name} must be {describe_bounds(setting)}, not {shown}")
 
 
 def _check_int_setting(setting: Setting, value):

@@ -1,0 +1,124 @@
+"""Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+from .catalog import Catalog
+from .catalog_copies import DuplicatePages
+from .catalog_files import FilePages
+from .catalog_filter import FilterError
+from .catalog_tokens import PAGE_LIMIT
+from .http_json import StreamReply
+
+EXPORT_COLUMNS = (
+    "id", "agent", "root", "path", "name", "kind", "ext", "size", "mtime", "ctime", "inode_key",
+    "state", "reason", "algo", "sample_size", "sample_hash", "full_hash", "duration", "container",
+    "video_codec", "audio_codecs", "width", "height", "bitrate", "first_seen", "changed",
+)
+GROUP_COLUMNS = ("group", "group_state", "copies", "names", "reclaimable", "copy")
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
+EXPORT_TYPES = {"csv": "text/csv; charset=utf-8", "jsonl": "application/x-ndjson"}
+
+
+def neutral_cell(value):
+    """A text that a spreadsheet would take for a formula gets a quote in front; numbers stay."""
+    if isinstance(value, str) and value.startswith(FORMULA_STARTS):
+        return "'" + value
+    return value
+
+
+def flat_file(file: dict) -> dict:
+    """A file as one line of a table."""
+    hashes, metadata = file["hashes"] or {}, file["metadata"] or {}
+    return {**{name: file.get(name) for name in EXPORT_COLUMNS}, **{
+        name: hashes.get(name) for name in ("algo", "sample_size", "sample_hash", "full_hash")},
+        **{name: metadata.get(name) for name in
+           ("duration", "container", "video_codec", "width", "height", "bitrate")},
+        "audio_codecs": " ".join(metadata.get("audio_codecs") or []),
+        "agent": file["agent"]["name"]}
+
+
+class CsvLines:
+    """Rows as RFC 4180 lines. `raw` leaves cells as they are, for machines."""
+
+    def __init__(self, columns: tuple, raw: bool):
+        self.columns = columns
+        self.raw = raw
+        self._text = io.StringIO(newline="")
+        self._writer = csv.writer(self._text, lineterminator="\r\n")
+
+    def head(self) -> bytes:
+        return self._line(self.columns)
+
+    def row(self, values: dict) -> bytes:
+        cells = (values.get(name) for name in self.columns)
+        return self._line([cell if self.raw else neutral_cell(cell) for cell in cells])
+
+    def _line(self, cells) -> bytes:
+        self._text.seek(0)
+        self._text.truncate()
+        self._writer.writerow(cells)
+        return self._text.getvalue().encode("utf-8")
+
+
+class Export:
+    """POST /api/export for one request. Each page is read in a transaction of its own, so that a
+    slow reader does not keep the catalogue's log from being folded back.
+    """
+
+    def __init__(self, catalog: Catalog, body: dict):
+        self.catalog = catalog
+        self.body = body
+        self.format = body.get("format", "csv")
+        if self.format not in EXPORT_TYPES:
+            raise FilterError("format must be csv or jsonl")
+        self.what = body.get("what", "files")
+        if self.what not in ("files", "duplicates"):
+            raise FilterError("what must be files or duplicates")
+        self._first = self._page(None)  # a wrong filter is refused before anything is sent
+
+    def reply(self) -> StreamReply:
+        name = f"medialib-{self.what}.{self.format}"
+        return StreamReply(self._pieces(), EXPORT_TYPES[self.format],
+                           {"Content-Disposition": f'attachment; filename="{name}"'})
+
+    def _pieces(self):
+        columns = EXPORT_COLUMNS if self.what == "files" else (*GROUP_COLUMNS, *EXPORT_COLUMNS)
+        lines = CsvLines(columns, bool(self.body.get("raw")))
+        if self.format == "csv":
+            yield lines.head()
+        items, after = self._first
+        while True:
+            yield b"".join(self._lines(lines, items))
+            if after is None:
+                return
+            items, after = self._page(after)
+
+    def _lines(self, lines: CsvLines, items: list):
+        for item in items:
+            if self.format == "jsonl":
+                yield json.dumps(item, ensure_ascii=False).encode("utf-8") + b"\n"
+            elif self.what == "files":
+                yield lines.row(flat_file(item))
+            else:
+                for file in item["files"]:
+                    yield lines.row({**flat_file(file), **group_cells(item, file)})
+
+    def _page(self, after) -> tuple:
+        with self.catalog.reader() as db:
+            pages = FilePages(self.catalog, db, time_s=5.0)
+            if self.what == "duplicates":
+                groups = DuplicatePages(db, pages.words, pages.reader)
+                return groups.page({**self.body, "after": after, "limit": 100}, highest=100)
+            answer = pages.page({
+                "filter": self.body.get("filter"), "sort": self.body.get("sort") or "path",
+                "order": self.body.get("order"), "limit": PAGE_LIMIT, "after": after})
+            return answer["files"], answer["next"]
+
+
+def group_cells(group: dict, file: dict) -> dict:
+    return {"group": group["hash"], "group_state": group["state"], "copies": group["copies"],
+            "names": group["names"], "reclaimable": group["reclaimable"], "copy": file["copy"]}
