@@ -21,15 +21,23 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = [
     "base", "app_folder", "scan_common", "settings", "walk", "mounts", "hashing", "ffprobe",
     "sqlite_store", "http_body", "http_gate", "http_deadline", "http_json", "http_answer",
-    "http_listener", "http_server", "http_client", "progress",
-    "cache_schema", "cache_outbox", "cache_roots", "agent_cache",
-    "scan_plan", "scan_pipeline", "scan_passes", "scan_run",
+    "http_listener", "http_server", "http_client", "progress", "cache_schema", "cache_changes",
+    "cache_outbox", "index_writer", "cache_roots", "agent_cache", "scan_buffer", "scan_plan",
+    "hash_window", "root_check", "scan_pipeline", "scan_passes", "scan_run", "delivery",
+    "host_link", "agent_service",
 ]
-AGENT = ["agent_identity", "delivery", "host_link", "agent_service", "agent_routes", "agent_cli"]
+AGENT = [
+    "agent_identity", "agent_routes", "agent_cli",
+]
 SERVER = [
     "catalog_schema", "catalog_rows", "catalog_roots", "catalog_tallies", "catalog_apply",
-    "catalog_duplicates", "catalog_search", "catalog_writer", "catalog",
-    "ingest", "local_scan", "web_assets", "server_routes", "server_cli",
+    "catalog_duplicates", "catalog_search", "catalog_settings", "catalog_compare", "catalog_show",
+    "catalog_writer", "catalog_summary", "catalog", "host_agents", "catalog_agents",
+    "host_upkeep", "ingest_records", "catalog_filter", "catalog_folders", "catalog_tokens",
+    "catalog_copies", "catalog_propose", "catalog_files", "catalog_changes", "catalog_facets",
+    "ingest", "local_scan", "web_assets", "catalog_forget", "catalog_reclassify", "server_agents",
+    "server_events", "server_export", "server_metrics", "server_openapi", "server_routes",
+    "server_cli",
 ]
 BUNDLES = {
     "agent": (SHARED + AGENT, "copy it to a machine and run `python3 agent.py HOST`"),
