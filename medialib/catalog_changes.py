@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .catalog_files import FoundFile
+from .catalog_files import FoundRow
 from .catalog_filter import FilterError
 from .catalog_roots import read_roots
 from .catalog_rows import FILE_COLUMNS_OF_F, FileRow
@@ -33,7 +33,7 @@ def changes_page(db, words: dict, body: dict) -> dict:
         more, forgotten = True, forgotten[:limit]
         end = forgotten[-1][0]
     shower = FileShower(db, words, roots)
-    found = [FoundFile(0, row[0], FileRow(*row[:-2]), row[-2], row[-1]) for row in rows[:limit]]
+    found = [FoundRow(0, row[0], FileRow(*row[:-2]), row[-2], row[-1]) for row in rows[:limit]]
     agents = shower.agents
     return {
         "files": shower.show_all([one for one in found if one.row.seq <= end]),

@@ -62,7 +62,7 @@ SORT_NAMES = (*SORT_KEYS, "path")
 
 
 @dataclass
-class FoundFile:
+class FoundRow:
     """A row with its place. `at` is the sort value; `row` None marks how far a walk came."""
 
     at: object
@@ -102,7 +102,7 @@ class FilePages:
                 "copies": file_copies(self.db, self.shower, found.row)}
 
     def find(self, body: dict, limit: int) -> tuple:
-        """([FoundFile], next token or None)."""
+        """([FoundRow], next token or None)."""
         filter_ = self.reader.read(body.get("filter"))
         sort, order = body.get("sort") or "name", body.get("order") or "asc"
         if sort not in SORT_NAMES:
@@ -183,7 +183,7 @@ class FilePages:
         return files, encode_token(last.at, last.id)
 
     def _walk(self, key: SortKey, filter_, order, kind, after):
-        """FoundFile of everything that matches, in order, with a mark at the end of each window.
+        """FoundRow of everything that matches, in order, with a mark at the end of each window.
 
         What has the same value as the last one goes by its number, so that a million files of one
         size are no obstacle.
@@ -201,7 +201,7 @@ class FilePages:
                     break
             if position is None:
                 return
-            yield FoundFile(*position)
+            yield FoundRow(*position)
             after, window = position, min(window * 2, WINDOW_LARGEST)
 
     def _window_parts(self, key: SortKey, order, kind, after) -> list:
@@ -343,9 +343,9 @@ class FilePages:
                 yield found_file(row)
 
 
-def found_file(row: tuple) -> FoundFile:
+def found_file(row: tuple) -> FoundRow:
     file_row = FileRow(*row[1:-2])
-    return FoundFile(row[0], file_row.id, file_row, row[-2], row[-1])
+    return FoundRow(row[0], file_row.id, file_row, row[-2], row[-1])
 
 
 def parsed_streams(text: str | None) -> list:
@@ -358,5 +358,5 @@ def parsed_streams(text: str | None) -> list:
     return [one for one in streams if isinstance(one, dict)] if isinstance(streams, list) else []
 
 
-def path_token(found: FoundFile) -> str:
+def path_token(found: FoundRow) -> str:
     return encode_token(found.root, found.key.hex(), found.row.name, found.id)

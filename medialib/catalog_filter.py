@@ -18,7 +18,8 @@ from .catalog_schema import (
 )
 from .catalog_search import search_words
 from .ingest_records import HEX_DIGITS, is_clean_text
-from .settings import normal_extension, normal_root_path
+from .scan_common import normal_extension
+from .settings import normal_root_path
 
 FILTER_VALUES = 500
 FILE_STATES = ("present", "missing", "offline")
