@@ -51,8 +51,8 @@ def agent_parser() -> argparse.ArgumentParser:
         epilog="Exit codes: 0 done, 1 failed, 2 usage, 3 done but something is left over, "
                "4 another instance holds the data folder, 130 interrupted.")
     parser.add_argument("host", metavar="HOST", help="the host: address, name, name:port or URL")
-    parser.add_argument("roots", metavar="ROOT", nargs="*", help="folders to scan, besides those "
-                        "the host gives this machine")
+    parser.add_argument("roots", metavar="ROOT", nargs="*", default=[],
+                        help="folders to scan, besides those the host gives this machine")
     parser.add_argument("--once", action="store_true", help="scan, deliver and exit")
     parser.add_argument("--clear-cache", action="store_true",
                         help="forget what is known of the files first (an agent already running on "
@@ -140,7 +140,7 @@ class AgentProgram:
             if self.arguments.clear_cache:
                 cache.clear()
                 log.info("the cache is cleared")
-            identity = AgentIdentity(self.folder or "", self.arguments.name)
+            identity = AgentIdentity(self.folder, self.arguments.name)
             transports = [HttpTransport(self.url, self.arguments.cafile) for _ in range(2)]
             service = AgentService(
                 cache, identity, *transports, roots=self.roots,

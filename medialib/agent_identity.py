@@ -20,11 +20,14 @@ AGENT_ID_FILE = "agent_id"
 class AgentIdentity:
     """`id` (UUID text) and `name` (host name, or what --name says)."""
 
-    def __init__(self, folder: str, name: str | None = None):
-        self.path = os.path.join(folder, AGENT_ID_FILE)
+    def __init__(self, folder: str | None, name: str | None = None):
+        self.path = os.path.join(folder, AGENT_ID_FILE) if folder else None
         self.name = to_text(name or socket.gethostname() or "agent")[:200]
-        self.place = place_fingerprint(folder)
-        self.id = self._read() or self.become(str(uuid.uuid4()))
+        self.place = place_fingerprint(folder or "")
+        if folder is None:  # nowhere to keep it: the same machine and name give the same id
+            self.id = str(uuid.uuid5(uuid.NAMESPACE_OID, f"{machine_id()}/{self.name}"))
+        else:
+            self.id = self._read() or self.become(str(uuid.uuid4()))
 
     def _read(self) -> str | None:
         try:
@@ -42,6 +45,8 @@ class AgentIdentity:
     def become(self, new_id: str) -> str:
         """Take this id from now on, and keep it where the folder can be written."""
         self.id = new_id
+        if self.path is None:
+            return new_id
         try:
             write_private_file(self.path, json.dumps({"id": new_id, "place": self.place}) + "\n")
         except OSError as error:
@@ -49,14 +54,18 @@ class AgentIdentity:
         return new_id
 
 
+def machine_id() -> str:
+    """The machine's own id, where it lasts: not that of a container, which its image brings."""
+    if any(os.path.exists(sign) for sign in ("/.dockerenv", "/run/.containerenv")):
+        return ""
+    try:
+        with open("/etc/machine-id", encoding="ascii") as file:
+            return file.read(64).strip()
+    except (OSError, ValueError):
+        return ""
+
+
 def place_fingerprint(folder: str) -> str:
-    """The machine's own id, where it lasts, and the folder's path, as one short text."""
-    machine = ""
-    if not any(os.path.exists(sign) for sign in ("/.dockerenv", "/run/.containerenv")):
-        try:
-            with open("/etc/machine-id", encoding="ascii") as file:
-                machine = file.read(64).strip()
-        except (OSError, ValueError):
-            machine = ""
-    place = f"{machine}\0{os.path.realpath(folder)}".encode("utf-8", "surrogateescape")
+    """The machine's own id and the folder's path, as one short text."""
+    place = f"{machine_id()}\0{os.path.realpath(folder)}".encode("utf-8", "surrogateescape")
     return hashlib.blake2b(place, digest_size=8).hexdigest()

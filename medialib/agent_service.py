@@ -13,6 +13,7 @@ from .delivery import Delivery
 from .hashing import available_algorithms
 from .host_link import HostLink, about_agent
 from .http_client import PeerError
+from .mounts import describe_root
 from .scan_common import to_native, to_text
 from .scan_plan import in_offpeak
 from .scan_run import Scanner, merged_roots
@@ -20,6 +21,8 @@ from .scan_run import Scanner, merged_roots
 HEARTBEAT_SCANNING_S = 5.0
 HEARTBEAT_IDLE_S = 30.0
 LISTING_MOST = 2000
+RESULTS_MOST = 20
+CLEAR_WAIT_S = 10.0
 
 
 class AgentService:
@@ -40,7 +43,7 @@ class AgentService:
         self.instance = str(uuid.uuid4())
         self.ffprobe = None
         self.link = HostLink(heartbeat_transport, cache, self.describe, on_new_id=self._new_id,
-                             clock=clock)
+                             on_told=self._results_told, clock=clock)
         self.delivery = Delivery(cache, self.link, transport, identity, self.instance,
                                  lambda: self.link.config)
         self.scanner = Scanner(cache, on_stored=self.delivery.wake, clock=clock)
@@ -91,13 +94,17 @@ class AgentService:
     def _window_opened(self) -> bool:
         """The off-peak hours began since the last scan and large files wait for them."""
         config = self.link.config
-        return (config["agent_offpeak_start"] != config["agent_offpeak_end"]
-                and self._full_hashes_deferred and in_offpeak(config, self.clock())
-                and self.scanner.waiting_for_hours(config))
+        if not in_offpeak(config, self.clock()):
+            self._full_hashes_deferred = True
+            return False
+        return self._full_hashes_deferred and self.scanner.waiting_for_hours(config)
 
     def run_once(self, patience_s: float = 12.0) -> bool:
         """One scan, then deliver. True when everything was scanned and nothing is left over."""
         complete = self.scan()
+        while self._scan_wanted.is_set() and not self.stop_requested.is_set():
+            self._scan_wanted.clear()
+            complete = self.scan()
         self.wait_delivered(patience_s)
         return complete and not self.left_over()
 
@@ -138,6 +145,8 @@ class AgentService:
             roots = self._roots()
             self.scanner.look_at(roots)
             self._say_hello()
+            config = self.link.config
+        self.scanner.known_at_host = dict(self.link.known_files)
         if not roots:
             log.info("no folders to scan yet: name some on the command line or give this machine"
                      " some on the host's page")
@@ -168,13 +177,21 @@ class AgentService:
                 log.warning("what the host knows of %s is not to be had now: %s", path, error)
 
     def _say_hello(self) -> None:
+        """Hello now; a silent host must not keep us from stopping."""
+        talk = threading.Thread(target=self._hello_quietly, name="hello", daemon=True)
+        talk.start()
+        while talk.is_alive() and not self.stop_requested.is_set():
+            talk.join(0.1)
+
+    def _hello_quietly(self) -> None:
         try:
-            self._obey(self.link.hello())
+            self.link.hello()
             self.delivery.wake()
         except PeerError:
             pass  # HostLink has logged it; the scan goes on without the host
         except StoreError as error:
-            log.error("%s", error)
+            if not self.stop_requested.is_set():
+                log.error("%s", error)
 
     def scan_now(self) -> tuple:
         """(started, message)."""
@@ -187,13 +204,14 @@ class AgentService:
     def clear_cache(self) -> bool:
         """Forget what is known of the files; undelivered changes are delivered first, or kept."""
         active = self.stats.active
-        self.scanner.control.pause.set()
-        until = time.monotonic() + 20.0
+        if active:
+            self.scanner.control.pause.set()
+        until = time.monotonic() + CLEAR_WAIT_S
         while self.stats.active and time.monotonic() < until:
             time.sleep(0.05)
         self.delivery.wake()
         if self.link.reachable:
-            self.delivery.idle.wait(10.0)
+            self.delivery.idle.wait(CLEAR_WAIT_S)
         self.cache.outbox.pack(self.link.config["agent_batch_size"])
         cleared = self.cache.clear()
         log.info("the cache is cleared")
@@ -204,6 +222,8 @@ class AgentService:
     def accept_empty(self, path: str) -> bool:
         """The root at `path` really is empty: the next scan takes it as it is."""
         root = self.cache.roots.at_path(path)
+        if root is None and path in self.scanner.roots:
+            root = self.cache.roots.identify(path, describe_root(to_native(path)))
         if root is None:
             return False
         self.cache.roots.save(root, accept_empty=1)
@@ -217,7 +237,6 @@ class AgentService:
 
     def describe(self) -> dict:
         """The body of hello."""
-        results, self._results = self._results, []
         try:
             undelivered_errors = self.cache.failures()
         except StoreError:
@@ -228,31 +247,39 @@ class AgentService:
                 hash_algos=available_algorithms(), ffprobe=self.ffprobe,
                 roots=self.scanner.root_states(), python=platform.python_version(),
                 platform=platform.platform()),
-            "stats": self.stats_answer(), "results": results, "errors": undelivered_errors,
+            "stats": self.stats_answer(), "results": self._results[:RESULTS_MOST],
+            "errors": undelivered_errors,
         }
 
+    def _results_told(self, count: int) -> None:
+        del self._results[:count]
+
     def _heartbeat_loop(self) -> None:
-        while not self.stop_requested.is_set():
-            interval = HEARTBEAT_SCANNING_S if self.stats.active else HEARTBEAT_IDLE_S
-            if self.stop_requested.wait(interval if not self._results else 0.1):
-                return
+        due = time.monotonic() + HEARTBEAT_SCANNING_S
+        while not self.stop_requested.wait(0.1):
             try:
-                self._beat()
+                self.obey()
+                interval = HEARTBEAT_SCANNING_S if self.stats.active else HEARTBEAT_IDLE_S
+                due = min(due, time.monotonic() + interval)
+                if time.monotonic() >= due or (self._results and self.link.reachable):
+                    due = time.monotonic() + interval
+                    self._beat()
             except Exception:
                 log.exception("heartbeat failed")
 
     def _beat(self) -> None:
         was_reachable = self.link.reachable
         try:
-            commands = self.link.hello()
+            self.link.hello()
         except PeerError:
             return
         if not was_reachable:
             self.delivery.wake()
-        self._obey(commands)
 
-    def _obey(self, commands: list) -> None:
-        for command in commands:
+    def obey(self) -> None:
+        """Carry out what the host asked for, in order; the answers go with the next hello."""
+        while self.link.commands:
+            command = self.link.commands.popleft()
             answer = self._carry_out(command)
             if command.get("id") is not None:
                 self._results.append({"id": command["id"], "answer": answer})

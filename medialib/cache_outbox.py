@@ -13,7 +13,7 @@ import uuid
 from dataclasses import dataclass, field
 
 from .base import log
-from .scan_common import ext_of, record_of
+from .scan_common import ext_of, record_of, version_prefix
 
 OUTBOX_MAX_ROWS = 2000
 OUTBOX_MAX_BYTES = 64 << 20
@@ -39,6 +39,7 @@ class Batch:
     files: list = field(default_factory=list)
     removed: list = field(default_factory=list)
     keys: list = field(default_factory=list)  # the index paths of `files`, in order
+    changes: int = 0  # how many rows and tombstones it tells of
     outbox_id: int | None = None
 
     def payload(self) -> dict:
@@ -51,9 +52,6 @@ class Batch:
     def phase(self) -> int:
         return 2 if self.files and all("metadata" in record for record in self.files) else 1
 
-    def size(self) -> int:
-        return len(self.files) + len(self.removed)
-
 
 class Outbox:
     """The delivery side of an AgentCache; one thread delivers."""
@@ -62,8 +60,11 @@ class Outbox:
         self.cache = cache
         self.store = cache.store
         self.library_id: str | None = None
+        self.turn = 0  # counts the begin and the end of each post: odd while one is under way
         # Until the host says otherwise, it knows what the library it last was knew.
         self.acked = self._last_acked()
+        # What the host has or gets in a batch that is made already: `acked`, or above it.
+        self.told = max(self.acked, self.store.one("SELECT coalesce(max(rev), 0) FROM outbox")[0])
 
     def _last_acked(self) -> int:
         row = self.store.one("SELECT value FROM agent_meta WHERE key = 'library_id'")
@@ -80,32 +81,48 @@ class Outbox:
 
         Less than was acknowledged, or a new library: everything above is sent again. More: this
         cache was cleared or restored from an old copy; what is undelivered is numbered anew above.
+        Only the answer to the batch that is kept was lost: it is sent once more, word for word.
         None (a host that keeps no number): what was acknowledged to that library stands.
         """
-        with self.store.atomic() as db:
-            if library_id != self.library_id:
-                row = db.execute("SELECT acked FROM library WHERE library_id = ?",
-                                 (library_id,)).fetchone()
-                self._set_library(db, library_id, row[0] if row else 0)
-            if last_rev is not None and last_rev < self.acked:
-                log.info("the host knows less than before: sending it again from the cache")
-                self._set_acked(db, last_rev)
-                self.drop_payloads(db)
-            elif last_rev is not None and last_rev > self.acked:
-                self._shift_above(db, last_rev)
+        before = (self.library_id, self.acked, self.told, self.cache.rev)
+        try:
+            with self.store.atomic() as db:
+                self._align(db, library_id, last_rev)
+        except BaseException:
+            self.library_id, self.acked, self.told, self.cache.rev = before
+            raise
+
+    def _align(self, db, library_id: str, last_rev: int | None) -> None:
+        if library_id != self.library_id:
+            row = db.execute("SELECT acked FROM library WHERE library_id = ?",
+                             (library_id,)).fetchone()
+            self._set_library(db, library_id, row[0] if row else 0)
+        if last_rev is not None and last_rev < self.acked:
+            log.info("the host knows less than before: sending it again from the cache")
+            self._set_acked(db, last_rev)
+            self.drop_payloads(db)
+        elif last_rev is not None and last_rev > self.acked \
+                and last_rev != self._first_kept_rev():
+            self._shift_above(db, last_rev)
+
+    def _first_kept_rev(self) -> int | None:
+        row = self.store.one("SELECT rev FROM outbox WHERE rev >= 0 AND after_rev = ?"
+                             " ORDER BY id LIMIT 1", (self.acked,))
+        return row[0] if row else None
 
     def _set_library(self, db, library_id: str, acked: int) -> None:
         self.library_id = library_id
         db.execute("INSERT OR REPLACE INTO agent_meta VALUES ('library_id', ?)", (library_id,))
-        self.drop_payloads(db)
         # Another host may lack whatever this one has: every root's end is due to it.
         db.execute("UPDATE agent_root SET end_due = 1 WHERE scan_json IS NOT NULL")
         for root in self.cache.roots.all():
             root.end_due = int(root.scan_json is not None)
         self._set_acked(db, acked)
+        self.drop_payloads(db)
 
     def _set_acked(self, db, acked: int) -> None:
         self.acked = acked
+        self.told = max(self.told, acked)
         db.execute("INSERT OR REPLACE INTO library VALUES (?, ?)", (self.library_id, acked))
 
     def _shift_above(self, db, last_rev: int) -> None:
@@ -113,24 +130,30 @@ class Outbox:
         for table in ("agent_index", "removed"):
             db.execute(f"UPDATE {table} SET rev = rev + ? WHERE rev > ?", (shift, self.acked))
         self.cache.rev = max(self.cache.rev + shift, last_rev)
-        self.drop_payloads(db)
         self._set_acked(db, last_rev)
+        self.drop_payloads(db)
 
     def drop_payloads(self, db) -> None:
         db.execute("DELETE FROM outbox WHERE rev >= 0")
+        self.told = self.acked
 
     # -- the next batch --------------------------------------------------------------------------
 
     def next_batch(self, limit: int) -> Batch | None:
         """The oldest undelivered batch: a kept payload, else made from the rows; None when done."""
         with self.store.lock:
-            kept = self.store.one("SELECT id, batch_id, payload_json, after_rev, rev FROM outbox"
-                                  " ORDER BY id LIMIT 1")
-            if kept is not None:
+            while True:
+                kept = self.store.one("SELECT id, batch_id, payload_json, after_rev, rev"
+                                      " FROM outbox ORDER BY id LIMIT 1")
+                if kept is None:
+                    break
                 batch = self._kept_batch(*kept)
                 if batch is not None:
                     return batch
-            return self._make_batch(self.acked, limit)
+            batch = self._make_batch(self.acked, limit)
+            if batch is not None:
+                self.told = max(self.told, batch.rev)
+            return batch
 
     def _kept_batch(self, outbox_id, batch_id, payload_json, after_rev, rev) -> Batch | None:
         try:
@@ -147,7 +170,8 @@ class Outbox:
             return None
         root = {key: body.get(key) for key in ("root", "volume", "volume_path") if key in body}
         keys = body.get("keys") or [record.get("path") for record in files]
-        return Batch(batch_id, root, after_rev, rev, files, removed, keys, outbox_id)
+        return Batch(batch_id, root, after_rev, rev, files, removed, keys,
+                     len(files) + len(removed), outbox_id)
 
     def _make_batch(self, after_rev: int, limit: int) -> Batch | None:
         changes = self._changes(after_rev, limit)
@@ -156,29 +180,44 @@ class Outbox:
         root = self.cache.roots.get(changes[0][1])
         batch = Batch(str(uuid.uuid4()), {"root": root.path, "volume": root.volume,
                                           "volume_path": root.volume_path}, after_rev, after_rev)
-        size_bytes = 0
         for rev, root_id, row, gone in changes:
-            size_bytes += len(row[16] or "") + 400 if row else 200
-            if root_id != root.id or (size_bytes > BATCH_MAX_BYTES and batch.size()):
+            if root_id != root.id:
                 break
             if row is None:
                 batch.removed.append(root_wire_path(root, gone))
             else:
                 self._add_record(batch, root, row)
             batch.rev = rev
+            batch.changes += 1
         return batch
 
     def _changes(self, after_rev: int, limit: int) -> list:
         """[(rev, root_id, row or None, removed path or None)] in the order of rev."""
-        rows = self.store.rows(f"SELECT {RECORD_COLUMNS} FROM agent_index WHERE rev > ?"
-                               " ORDER BY rev LIMIT ?", (after_rev, limit))
         gone = self.store.rows("SELECT rev, root_id, path FROM removed WHERE rev > ?"
                                " ORDER BY rev LIMIT ?", (after_rev, limit))
+        rows, last_rev = self._some_rows(after_rev, limit)
         changes = [(row[0], row[12], row, None) for row in rows]
         if gone:
-            changes += [(rev, root_id, None, path) for rev, root_id, path in gone]
+            changes += [(rev, root_id, None, path) for rev, root_id, path in gone
+                        if last_rev is None or rev < last_rev]
             changes.sort(key=change_rev)
         return changes[:limit]
+
+    def _some_rows(self, after_rev: int, limit: int) -> tuple:
+        """(rows, None), or (rows, rev of the last one) where descriptions filled the batch."""
+        rows, size_bytes = [], 0
+        cursor = self.store.db.execute(
+            f"SELECT {RECORD_COLUMNS} FROM agent_index WHERE rev > ? ORDER BY rev LIMIT ?",
+            (after_rev, limit))
+        try:
+            for row in cursor:
+                rows.append(row)
+                size_bytes += len(row[16] or "") + 400
+                if size_bytes > BATCH_MAX_BYTES:
+                    return rows, row[0]
+        finally:
+            cursor.close()
+        return rows, None
 
     def _add_record(self, batch: Batch, root, row: tuple) -> None:
         (_, path, inode_key, size, mtime, ctime, probed, hashed, algo, sample_size, sample, full,
@@ -193,18 +232,21 @@ class Outbox:
             ext=ext_of(wire_path.rpartition("/")[2]), reason=reason, hashes=hashes,
             metadata=json.loads(metadata) if probed and metadata else None)
         if moved_from:
-            self._add_move(batch, record, moved_from, root)
+            self._add_move(batch, record, path, moved_from, root)
         if self.cache.error_count:
             self._add_error(record, path)
         batch.files.append(record)
         batch.keys.append(path)
 
-    def _add_move(self, batch: Batch, record: dict, moved_from: str, root) -> None:
+    def _add_move(self, batch: Batch, record: dict, path: str, moved_from: str, root) -> None:
+        there = self.store.one("SELECT inode_key, root_id FROM agent_index WHERE path = ?",
+                               (moved_from,))
+        if there and there[1] == root.id and moved_from != path \
+                and version_prefix(there[0]) == version_prefix(record["inode_key"]):
+            return  # the same file is back under that name too: it keeps its row there
         record["moved_from"] = root_wire_path(root, moved_from)
-        if not moved_from.startswith(root.prefix()):
-            return
-        # Nothing lies at the old path now: said here, whatever the host had there.
-        if self.store.one("SELECT 1 FROM agent_index WHERE path = ?", (moved_from,)) is None:
+        if there is None and moved_from.startswith(root.prefix()):
+            # Nothing lies at the old path now: said here, whatever the host had there.
             batch.removed.append(record["moved_from"])
 
     def _add_error(self, record: dict, path: str) -> None:
@@ -226,38 +268,50 @@ class Outbox:
         body = {**batch.payload(), "keys": batch.keys}
         text = json.dumps(body, separators=(",", ":"))
         batch.outbox_id = db.execute(
-            "INSERT INTO outbox (batch_id, payload_json, created_at, after_rev, rev)"
-            " VALUES (?, ?, ?, ?, ?)",
-            (batch.batch_id, text, self.cache.clock(), batch.after_rev, batch.rev)).lastrowid
+            "INSERT INTO outbox (batch_id, payload_json, created_at, after_rev, rev, size_bytes)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            (batch.batch_id, text, self.cache.clock(), batch.after_rev, batch.rev,
+             len(text))).lastrowid
+        self.told = max(self.told, batch.rev)
         return len(text)
 
     def pack(self, limit: int) -> None:
         """While the host is away: put what is undelivered behind the kept payloads, within bounds.
         What does not fit stays in the rows and is sent from there.
         """
-        while True:
+        count, size_bytes = self.store.one("SELECT count(*), coalesce(sum(size_bytes), 0)"
+                                           " FROM outbox")
+        while count < OUTBOX_MAX_ROWS and size_bytes < OUTBOX_MAX_BYTES:
             with self.store.atomic() as db:
-                count, size_bytes, last = db.execute(
-                    "SELECT count(*), coalesce(sum(length(payload_json)), 0), max(rev)"
-                    " FROM outbox WHERE rev >= 0").fetchone()
-                if count >= OUTBOX_MAX_ROWS or size_bytes >= OUTBOX_MAX_BYTES:
-                    return
+                last = db.execute("SELECT max(rev) FROM outbox WHERE rev >= 0").fetchone()[0]
                 batch = self._make_batch(self.acked if last is None else last, limit)
                 if batch is None:
                     return
-                self._insert_payload(db, batch)
+                size_bytes += self._insert_payload(db, batch)
+                count += 1
 
     def acknowledge(self, batch: Batch, errors: list) -> None:
         """The host has committed this batch, apart from the records it names in `errors`."""
-        with self.store.atomic() as db:
+        with self.cache.writing() as writer:
+            db = writer.db
             if batch.outbox_id is not None:
                 db.execute("DELETE FROM outbox WHERE id = ?", (batch.outbox_id,))
             if batch.rev is not None:
+                self._readmit(db, batch)
                 self._set_acked(db, batch.rev)
                 db.execute("DELETE FROM removed WHERE rev <= ?", (batch.rev,))
             for error in errors:
-                self._quarantine(db, batch, error)
-            self.cache.roots.store_totals(db)
+                if isinstance(error, dict):
+                    self._quarantine(db, batch, error)
+
+    def _readmit(self, db, batch: Batch) -> None:
+        """Rows that were refused before (by another library, say) and are taken now."""
+        rows = db.execute(
+            "SELECT path, root_id, size, digest FROM agent_index WHERE rejected IS NOT NULL"
+            " AND rev > ? AND rev <= ?", (batch.after_rev, batch.rev)).fetchall()
+        for path, root_id, size, digest in rows:
+            self.cache.roots.add(root_id, size, digest)
+            db.execute("UPDATE agent_index SET rejected = NULL WHERE path = ?", (path,))
 
     def _quarantine(self, db, batch: Batch, error: dict) -> None:
         index = error.get("index")
@@ -274,15 +328,25 @@ class Outbox:
         db.execute("UPDATE agent_index SET rejected = ? WHERE path = ?", (reason, path))
 
     def forget_payload(self, outbox_id: int) -> None:
+        """Drop one payload; what was made after it no longer follows on anything."""
         with self.store.atomic() as db:
             db.execute("DELETE FROM outbox WHERE id = ?", (outbox_id,))
+            self.drop_payloads(db)
+
+    def take_back(self, batch: Batch) -> None:
+        """The host does not take this batch: others are made from the rows."""
+        if batch.outbox_id is not None:
+            self.forget_payload(batch.outbox_id)
+        else:
+            with self.store.lock:
+                self.told = self.acked
 
     def send_again(self, folder_id: int) -> None:
         """Number all rows of a folder anew, so that they are delivered again."""
         with self.store.atomic() as db:
             rows = db.execute("SELECT rowid FROM agent_index WHERE folder_id = ?"
                               " AND rejected IS NULL", (folder_id,)).fetchall()
-            db.executemany("UPDATE agent_index SET rev = ? WHERE rowid = ?",
+            db.executemany("UPDATE agent_index SET rev = ?, moved_from = NULL WHERE rowid = ?",
                            [(self.cache.next_rev(), row[0]) for row in rows])
 
     def remove_path(self, root, path: str) -> None:
@@ -312,5 +376,3 @@ def root_wire_path(root, path: str) -> str:
     if not path.startswith(prefix):
         return path
     return f"{root.path.rstrip('/')}/{path[len(prefix):]}"
-
-

@@ -11,6 +11,7 @@ import json
 from dataclasses import dataclass
 
 from .base import log
+from .index_writer import KEEP_FORMER
 from .scan_common import DIGEST_MODULUS
 
 ROOT_COLUMNS = (
@@ -65,6 +66,13 @@ class RootBook:
         self._last_folder_id: int | None = None
 
     # -- roots -----------------------------------------------------------------------------------
+
+    def find(self, root_id: int) -> CachedRoot | None:
+        """The root, if there (still) is one of this number."""
+        if root_id in self._known:
+            return self._known[root_id]
+        known = self.store.one("SELECT 1 FROM agent_root WHERE id = ?", (root_id,))
+        return self.get(root_id) if known else None
 
     def get(self, root_id: int) -> CachedRoot:
         root = self._known.get(root_id)
@@ -137,7 +145,8 @@ class RootBook:
             for table in ("agent_index", "removed", "agent_error"):
                 db.execute(f"UPDATE {table} SET path = ? || substr(path, ?) WHERE root_id = ?",
                            (new, len(old) + 1, root.id))
-            db.execute("UPDATE scan_progress SET root = ? WHERE root = ?", (path, root.path))
+            # A cursor is a path of the old place; without one the next walk starts at the top.
+            db.execute("DELETE FROM scan_progress WHERE root IN (?, ?)", (path, root.path))
             db.execute("UPDATE agent_root SET path = ?, parked = ? WHERE id = ?",
                        (path, parked, root.id))
             # Payloads name paths; they are made again from the rows.
@@ -169,12 +178,8 @@ class RootBook:
         """
         from_root = (root.id,)
         with self.store.atomic() as db:
-            db.execute(
-                "INSERT INTO former (path, inode_key, root_id, ctime, kind, probed, hashed,"
-                " hash_algo, hash_sample_size, sample_hash, full_hash, last_hashed_at, racy,"
-                " metadata) SELECT path, inode_key, root_id, ctime, kind, probed, hashed,"
-                " hash_algo, hash_sample_size, sample_hash, full_hash, last_hashed_at, racy,"
-                " metadata FROM agent_index WHERE root_id = ?", from_root)
+            db.execute(f"{KEEP_FORMER} WHERE root_id = ?", (self.cache.outbox.told, root.id))
+            db.execute("DELETE FROM scan_progress WHERE root = ?", (root.path,))
             for table in ("agent_index", "removed", "agent_folder", "agent_error"):
                 db.execute(f"DELETE FROM {table} WHERE root_id = ?", from_root)
             db.execute("DELETE FROM agent_root WHERE id = ?", from_root)

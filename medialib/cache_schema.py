@@ -42,6 +42,7 @@ AGENT_MIGRATIONS = [
         " WHERE kind = 'video' AND probed = 0",
         "CREATE INDEX agent_index_sampled ON agent_index (root_id, path)"
         " WHERE hashed = 1 AND full_hash IS NULL",
+        "CREATE INDEX agent_index_rejected ON agent_index (rev) WHERE rejected IS NOT NULL",
         "CREATE INDEX agent_index_racy ON agent_index (root_id, path) WHERE racy = 1",
         "CREATE INDEX agent_index_described ON agent_index (full_hash)"
         " WHERE probed = 1 AND full_hash IS NOT NULL",
@@ -51,7 +52,8 @@ AGENT_MIGRATIONS = [
             payload_json TEXT NOT NULL,
             created_at REAL NOT NULL,
             after_rev INTEGER NOT NULL DEFAULT -1,
-            rev INTEGER NOT NULL DEFAULT -1
+            rev INTEGER NOT NULL DEFAULT -1,
+            size_bytes INTEGER NOT NULL DEFAULT 0
         )""",
         """CREATE TABLE scan_progress (
             root TEXT NOT NULL,

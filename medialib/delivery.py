@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 import uuid
 
-from .agent_cache import Facts, PutFile, PutFolder
+from .cache_changes import Facts, PutFile, PutFolder
 from .base import StoreError, log
 from .http_client import Backoff, PeerError, PeerRefused
+from .root_check import EMPTY_REASON
 from .scan_common import join_rel
 
 IDLE_POLL_S = 30.0
@@ -40,6 +42,7 @@ class Delivery:
         self.waiting = 0  # batches not acknowledged yet, about; counted when something changed
         self.idle = threading.Event()
         self.attempts_failed = 0
+        self._asked_to_wait = False  # the host said how long
         self._asked = 0  # counts the calls of wake: idle is only said of the last one
         self._wake = threading.Event()
         self._stop = threading.Event()
@@ -66,11 +69,21 @@ class Delivery:
     def _loop(self) -> None:
         while not self._stop.is_set():
             wait_s = self._run_once()
-            self._wake.wait(wait_s)
+            if self.idle.is_set() or not self.attempts_failed:
+                self._wake.wait(wait_s)
+            else:
+                self._rest(wait_s)
             self._wake.clear()
-            if wait_s < IDLE_POLL_S and not self._stop.is_set() and not self.link.reachable:
-                # Do not let a busy scanner wake us out of the pause that the host needs.
-                self._stop.wait(min(wait_s, BACKOFF_FIRST_S))
+
+    def _rest(self, wait_s: float) -> None:
+        """The pause that a failing host needs: a busy scanner does not end it, only the host does,
+        by answering somebody's hello, where it did not name the pause itself.
+        """
+        until = time.monotonic() + wait_s
+        while not self._stop.is_set() and time.monotonic() < until:
+            if self.link.greeted and not self._asked_to_wait:
+                return
+            self._stop.wait(min(0.25, max(0.0, until - time.monotonic())))
 
     def _count_waiting(self) -> None:
         size = self._limit or self.settings()["agent_batch_size"]
@@ -93,9 +106,11 @@ class Delivery:
             self.attempts_failed += 1
             self.errors += 1
             self._keep_what_waits()
-            return self._backoff.next(getattr(error, "retry_after_s", None))
+            self._asked_to_wait = error.retry_after_s is not None
+            return self._backoff.next(error.retry_after_s)
         except StoreError as error:
-            log.error("%s", error)
+            if not self._stop.is_set():
+                log.error("%s", error)
             self.errors += 1
             return self._backoff.next(None)
         except Exception:
@@ -117,7 +132,7 @@ class Delivery:
         while not self._stop.is_set():
             if not self.link.greeted:
                 self.link.hello()
-                self.transport.older = self.link.older
+            self.transport.older = self.link.older
             batch = self.cache.outbox.next_batch(self._limit or self.settings()["agent_batch_size"])
             if batch is not None:
                 self._send(batch)
@@ -126,17 +141,24 @@ class Delivery:
 
     def _send(self, batch) -> None:
         body = {**batch.payload(), "agent": self._agent()}
+        outbox = self.cache.outbox
+        outbox.turn += 1
         try:
             answer = self.transport.batch(body, gzip=self.settings()["agent_gzip"])
+            errors = answer.get("errors")
+            outbox.acknowledge(batch, errors if isinstance(errors, list) else [])
         except PeerRefused as refused:
             self._refused(batch, refused)
             return
         except PeerError:
-            self.cache.outbox.keep(batch)
+            outbox.keep(batch)
             raise
-        errors = answer.get("errors")
-        self.cache.outbox.acknowledge(batch, errors if isinstance(errors, list) else [])
-        self._limit = None
+        finally:
+            outbox.turn += 1
+        if self._limit is not None:
+            self._limit *= 2
+            if self._limit >= self.settings()["agent_batch_size"]:
+                self._limit = None
         self.batches += 1
         self.uploaded += len(batch.files)
         self.sent_bytes = self.transport.sent_bytes
@@ -161,17 +183,24 @@ class Delivery:
     def _halve(self, batch, refused: PeerRefused) -> None:
         """Find the record that the host cannot take, by halves, and set it apart."""
         self.errors += 1
-        if batch.outbox_id is not None:
-            self.cache.outbox.forget_payload(batch.outbox_id)
         if batch.rev is None:
+            self.cache.outbox.forget_payload(batch.outbox_id)
             log.error("an old undelivered batch is refused and dropped: %s", refused)
-            return
-        if batch.size() > 1:
-            self._limit = max(1, batch.size() // 2)
-            return
-        log.error("the host refuses one record: %s", refused)
-        errors = [{"index": 0, "error": f"{refused.status} {refused.error}"}]
-        self.cache.outbox.acknowledge(batch, errors if batch.files else [])
+        elif batch.changes > 1:
+            self.cache.outbox.take_back(batch)
+            self._limit = max(1, batch.changes // 2)
+        else:
+            log.error("the host refuses one record: %s", refused)
+            self._pass_over(batch, f"{refused.status} {refused.error}")
+
+    def _pass_over(self, batch, reason: str) -> None:
+        """Set one record apart and have the host count on without it."""
+        body = {**batch.payload(), "batch_id": str(uuid.uuid4()), "files": [], "removed": [],
+                "agent": self._agent()}
+        if not self.link.older:
+            self.transport.batch(body)
+        self.cache.outbox.acknowledge(
+            batch, [{"index": 0, "error": reason}] if batch.files else [])
 
     # -- the end of a root -----------------------------------------------------------------------
 
@@ -208,6 +237,12 @@ class Delivery:
         if answer.get("in_step", True):
             if root.end_due == marked:
                 self.cache.roots.save(root, end_due=0)
+            return True
+        if not end["files"] and not end.get("accepted_empty"):
+            # An empty folder and a host that knows files there: a disk may be missing.
+            log.warning("%s is empty, but the host knows files there; nothing of it changes",
+                        root.path)
+            self.cache.roots.save(root, end_due=0, state="offline", reason=EMPTY_REASON)
             return True
         if rounds >= RECONCILE_ROUNDS:
             log.error("%s: the host still holds something else after %d comparisons; the next scan"

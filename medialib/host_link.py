@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections import deque
 
 from .base import PROTOCOL, VERSION, log
 from .http_client import JsonClient, NotMedialib, PeerError, PeerRefused
@@ -87,11 +88,13 @@ class HostLink:
     `lock` guards hello, which several threads call; the plain attributes are replaced as a whole.
     """
 
-    def __init__(self, transport, cache, describe, *, on_new_id=None, clock=time.time):
+    def __init__(self, transport, cache, describe, *, on_new_id=None, on_told=None,
+                 clock=time.time):
         self.transport = transport
         self.cache = cache
         self.describe = describe  # () -> the body of hello
         self.on_new_id = on_new_id
+        self.on_told = on_told or int  # told how many results of commands the host now has
         self.clock = clock
         self.lock = threading.Lock()
         self.reachable = False
@@ -100,6 +103,8 @@ class HostLink:
         self.library_id: str | None = None
         self.problem: str | None = None
         self.transferred: list = []
+        self.known_files: dict = {}  # {root path: how many files the host has there}
+        self.commands: deque = deque()  # what the host asked for and nobody has done yet
         self.config, _ = clean_settings(self._saved_config())
 
     def _saved_config(self) -> dict:
@@ -109,18 +114,22 @@ class HostLink:
             saved = None
         return saved if isinstance(saved, dict) else default_settings()
 
-    def hello(self) -> list:
-        """Say hello; the commands the host has for this agent. Raises PeerError when it is away."""
+    def hello(self) -> None:
+        """Say hello, whoever of the threads does; what the host asks for waits in `commands`.
+        Raises PeerError when it is away.
+        """
         with self.lock:
+            body, turn = self.describe(), self.cache.outbox.turn
             try:
-                answer = self.transport.hello(self.describe())
+                answer = self.transport.hello(body)
             except PeerRefused as refused:
                 self._refused(refused)
                 raise
             except PeerError as error:
                 self.lost(error)
                 raise
-            return self._greeted(answer)
+            self._greeted(answer, turn)
+            self.on_told(len(body["results"]))
 
     def _refused(self, refused: PeerRefused) -> None:
         self.lost(refused)
@@ -130,18 +139,24 @@ class HostLink:
                         " goes on under a new id")
             self.on_new_id(new_id)
 
-    def _greeted(self, answer: dict) -> list:
+    def _greeted(self, answer: dict, turn: int) -> None:
         self.older = bool(getattr(self.transport, "older", False))
         self.library_id = str(answer.get("library_id") or f"older:{PROTOCOL}")
-        last_rev = answer.get("last_rev")
-        self.cache.outbox.align(self.library_id, last_rev if isinstance(last_rev, int) else None)
+        outbox, last_rev = self.cache.outbox, answer.get("last_rev")
+        if turn % 2 or turn != outbox.turn:
+            last_rev = None  # a batch was under way: the number may be from before or after it
+        outbox.align(self.library_id, last_rev if isinstance(last_rev, int) else None)
         self._take_config(answer.get("config") or {})
-        self.transferred = [root for root in answer.get("roots") or []
-                            if isinstance(root, dict) and root.get("transferred")]
+        roots = [root for root in answer.get("roots") or [] if isinstance(root, dict)]
+        self.transferred = [root for root in roots if root.get("transferred")]
+        self.known_files = {root["path"]: root["known_files"] for root in roots
+                            if isinstance(root.get("path"), str)
+                            and isinstance(root.get("known_files"), int)}
         if not self.reachable:
             log.info("connected to the host%s", " (an older one)" if self.older else "")
         self.reachable, self.greeted, self.problem = True, True, None
-        return [command for command in answer.get("commands") or [] if isinstance(command, dict)]
+        self.commands.extend(command for command in answer.get("commands") or []
+                             if isinstance(command, dict))
 
     def _take_config(self, raw: dict) -> None:
         config, complaints = clean_settings(raw)

@@ -1,7 +1,7 @@
 """Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
 
 Neither walks the tree: the rows say what is waiting, so that a second run finds nothing to do.
-What is about to be tried is written down first, so that a file that ends the program counts as tried.
+What is about to be tried is written down first: a file that ends the program counts as tried.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from typing import NamedTuple
 
-from .agent_cache import Described, Failure, FullHash
+from .cache_changes import Described, Failure, FullHash
 from .ffprobe import ProbeFailed, probe_file
 from .hashing import FileChanging, full_hash_file
-from .scan_common import inode_key, same_version, to_native
-from .scan_pipeline import (
+from .scan_buffer import (
     MOST_ATTEMPTS,
+    RETRY_MOST_S,
     ChangeBuffer,
     error_class,
     error_text,
     retry_time,
 )
+from .scan_common import inode_key, same_version, to_native
 from .scan_plan import STAT_WORK, ReaderPermits
 
 PASS_CHUNK_ROWS = 200
@@ -60,6 +61,7 @@ class CachePass:
         self.stats = stats
         self.control = control
         self.clock = clock
+        self.inodes_stable = info.inodes_stable
         self.readers = plan.readers(info)
         self.permits = ReaderPermits(self.readers, plan.adaptive)
         self.buffer = ChangeBuffer(cache, plan.batch_size, on_stored or list)
@@ -102,7 +104,8 @@ class CachePass:
     def begin(self, row) -> None:
         self.stats.workers = self.permits.limit
         self.stats.current_path = row.path
-        self.cache.begin_attempt(self.failure(row, "unfinished", "under way when the program ended"))
+        self.cache.begin_attempt(
+            self.failure(row, "unfinished", "under way when the program ended"))
 
     def work(self, row):
         """In a worker: the result, or the exception as a value."""
@@ -130,6 +133,14 @@ class CachePass:
     def tool(self) -> str | None:
         return None
 
+    def gave_up(self, row, failure) -> bool:
+        """Trying it ended the program three times: left alone until it changes, and said so."""
+        if failure[2] < MOST_ATTEMPTS:
+            return False
+        self.buffer.add(self.failure(row, "crashes", f"ended the program {failure[2]} times",
+                                     self.clock() + RETRY_MOST_S))
+        return True
+
     def forget_attempt(self, row) -> None:
         """Neither done nor failed: the agent was asked to stop, or the file is another one now."""
         self.cache.end_attempts([(row.path, self.stage)])
@@ -140,8 +151,6 @@ class CachePass:
                                 self.inodes_stable)
         except (OSError, ValueError):
             return False
-
-    inodes_stable = True
 
 
 class ProbePass(CachePass):
@@ -161,7 +170,7 @@ class ProbePass(CachePass):
         failure = self.cache.failure(row.path, self.stage)
         if failure is None or failure[0] != row.inode_key or failure[4] != self.tool():
             return False
-        return failure[1] != "unfinished" or failure[2] >= MOST_ATTEMPTS
+        return failure[1] != "unfinished" or self.gave_up(row, failure)
 
     def _same_inode(self, row) -> str | None:
         """What is known of another name of the same file."""
@@ -172,7 +181,8 @@ class ProbePass(CachePass):
 
     def work(self, row):
         try:
-            return probe_file(self.plan.ffprobe, to_native(row.path), stop=self.control.stop)
+            return probe_file(self.plan.ffprobe, to_native(row.path), stop=self.control,
+                              follow=self.plan.follow_symlinks)
         except (ProbeFailed, OSError) as error:
             return error
 
@@ -187,7 +197,7 @@ class ProbePass(CachePass):
         self.buffer.add(Described(row.path, row.inode_key, json.dumps(outcome)))
 
     def _failed(self, row, error) -> None:
-        if self.control.stop.is_set() or not self.is_same_file(row):
+        if not self.control.keep_going() or not self.is_same_file(row):
             self.forget_attempt(row)
             return
         self.stats.errors += 1
@@ -216,7 +226,7 @@ class FullHashPass(CachePass):
         if failure is None or failure[0] != row.inode_key:
             return False
         if failure[1] == "unfinished":
-            return failure[2] >= MOST_ATTEMPTS
+            return self.gave_up(row, failure)
         return (failure[3] or 0) > self.clock()
 
     def _same_inode_hash(self, row) -> str | None:
@@ -229,7 +239,8 @@ class FullHashPass(CachePass):
         try:
             return full_hash_file(to_native(row.path), FileStamp(row.size, row.inode_key), row.algo,
                                   keep_going=self.keep_going, on_bytes=self._read_bytes,
-                                  follow=self.plan.follow_symlinks)
+                                  follow=self.plan.follow_symlinks,
+                                  inodes_stable=self.inodes_stable)
         except (OSError, FileChanging) as error:
             return error
 

@@ -59,6 +59,10 @@ class ScanControl:
     def keep_going(self) -> bool:
         return not (self.stop.is_set() or self.pause.is_set())
 
+    def is_set(self) -> bool:
+        """What ffprobe's run asks while it waits: the present work is to stop."""
+        return not self.keep_going()
+
     def sleep(self, seconds: float) -> None:
         """Wait, but no longer than until somebody asks to stop."""
         until = time.monotonic() + seconds

@@ -6,10 +6,10 @@ import os
 import time
 
 from .base import log
-from .mounts import describe_root
+from .root_check import RootOffline, look_at_root
 from .scan_common import to_native, to_text
 from .scan_passes import FullHashPass, ProbePass
-from .scan_pipeline import RootOffline, RootScan, error_class, error_text
+from .scan_pipeline import RootScan
 from .scan_plan import ScanControl, ScanPlan, ScanStats
 
 
@@ -21,13 +21,19 @@ def absolute_root(path: str) -> str:
 
 
 def merged_roots(*lists) -> list:
-    """All roots once, in order; one folder under two paths counts once."""
-    merged, real_paths = [], set()
+    """All roots once, in order; one folder under two paths or two mounts counts once."""
+    merged, seen = [], set()
     for path in (absolute_root(path) for paths in lists for path in paths):
-        real = os.path.realpath(to_native(path))
-        if real not in real_paths:
-            real_paths.add(real)
+        native = to_native(path)
+        keys = {os.path.realpath(native)}
+        try:
+            there = os.stat(native)
+            keys.add((there.st_dev, there.st_ino))
+        except OSError:
+            pass  # it is away: its path alone tells
+        if not keys & seen:
             merged.append(path)
+        seen |= keys
     return merged
 
 
@@ -45,16 +51,18 @@ class Scanner:
         self.infos: dict = {}
         self.offline: dict = {}
         self.roots: list = []
+        self.known_at_host: dict = {}  # {path: how many files the host has there}
 
     def look_at(self, roots: list) -> None:
         """See what each root lies on and whether it is there, before the host is told of it."""
         self.roots = roots
         for path in roots:
             try:
-                self.infos[path] = describe_root(to_native(path))
+                self.infos[path], _ = look_at_root(self.cache, path)
                 self.offline.pop(path, None)
-            except OSError as error:
-                self.offline[path] = f"{error_class(error)}: {error_text(error)}"
+            except RootOffline as reason:
+                self.infos.pop(path, None)
+                self.offline[path] = str(reason)
 
     def run(self, config: dict, roots: list, ffprobe) -> bool:
         """One whole scan; True if it was not cut short."""
@@ -66,11 +74,12 @@ class Scanner:
         try:
             return self._run(plan, roots)
         finally:
-            self.cache.set_meta("unclean", "0")
             self.stats.ended = time.monotonic()
-            self.stats.active = False
             self.stats.phase_is(0, "idle")
             self.stats.current_path = ""
+            self.stats.active = False
+            self.cache.forget_unfinished()
+            self.cache.set_meta("unclean", "0")
 
     def _run(self, plan, roots: list) -> bool:
         self._reclassify(plan)
@@ -114,7 +123,8 @@ class Scanner:
             return None
         others = {os.path.realpath(to_native(other)) for other in roots if other != path}
         scan = RootScan(self.cache, path, plan, self.stats, self.control, other_roots=others,
-                        on_stored=self.on_stored, clock=self.clock)
+                        on_stored=self.on_stored, clock=self.clock,
+                        known_at_host=self.known_at_host.get(path, 0))
         self.stats.root = path
         try:
             ended = scan.run()
@@ -184,10 +194,13 @@ class Scanner:
     def _root_state(self, path: str) -> dict:
         info = self.infos.get(path)
         root = self.cache.roots.at_path(path)
+        reason = self.offline.get(path)
         scanning = self.stats.active and self.stats.root == path
-        state = "offline" if path in self.offline else "scanning" if scanning else "online"
+        if reason is None and not scanning and root is not None and root.state == "offline":
+            reason = root.reason
+        state = "offline" if reason else "scanning" if scanning else "online"
         names = ("volume", "volume_path", "label", "fs", "rotational", "total_bytes", "free_bytes")
         known = {name: getattr(info, name, None) for name in names}
-        if root is not None and (path in self.offline or info is None):
+        if root is not None and (reason or info is None):
             known.update(volume=root.volume, volume_path=root.volume_path, fs=root.fs)
-        return {"path": path, "state": state, "reason": self.offline.get(path), **known}
+        return {"path": path, "state": state, "reason": reason, **known}

@@ -1,0 +1,243 @@
+"""Applies changes to the index: rows, their numbers, tombstones, and the sums of each root."""
+
+from __future__ import annotations
+
+from .base import MedialibError
+from .cache_changes import Failure, GoneFile, PutFile
+from .scan_common import DIGEST_MODULUS, row_digest, version_prefix
+
+INDEX_COLUMNS = (
+    "path, inode_key, size, mtime, ctime, probed, hashed, hash_algo, hash_sample_size, sample_hash,"
+    " full_hash, last_seen, last_hashed_at, root_id, folder_id, kind, reason, racy, rev, digest,"
+    " moved_from, metadata"
+)
+INDEX_INSERT = f"INSERT OR REPLACE INTO agent_index ({INDEX_COLUMNS}) VALUES ({'?,' * 21}?)"
+FORMER_COLUMNS = (
+    "inode_key, root_id, ctime, kind, probed, hashed, hash_algo, hash_sample_size, sample_hash,"
+    " full_hash, last_hashed_at, racy, metadata"
+)
+# Under the path that the host knows: a move that was not delivered is news only to us.
+KEEP_FORMER = (
+    f"INSERT INTO former (path, {FORMER_COLUMNS}) SELECT CASE WHEN rev > ? THEN"
+    f" coalesce(moved_from, path) ELSE path END, {FORMER_COLUMNS} FROM agent_index"
+)
+
+
+def signed_digest(value: int) -> int:
+    """A 64-bit digest as SQLite's signed integer."""
+    return value - DIGEST_MODULUS if value >= DIGEST_MODULUS // 2 else value
+
+
+class IndexWriter:
+    """Applies changes inside one transaction and keeps each root's count, bytes and digest.
+
+    `told` is the highest number that the host has, or gets in a batch made before this change.
+    """
+
+    def __init__(self, cache, db):
+        self.cache = cache
+        self.db = db
+        self.now = cache.clock()
+        self.told = cache.outbox.told
+
+    def apply(self, changes: list) -> None:
+        fresh = []
+        for change in changes:
+            verb = change.verb
+            if verb == "put":
+                if change.fresh:
+                    fresh.append(change)
+                else:
+                    self.put(change)
+                continue
+            if verb != "put_folder" and fresh:  # all others may concern a row before them
+                self.insert_fresh(fresh)
+                fresh = []
+            self.apply_other(verb, change)
+        self.insert_fresh(fresh)
+
+    def apply_other(self, verb: str, change) -> None:
+        if verb == "gone":
+            self.gone(change)
+        elif verb == "put_folder":
+            self.db.execute("INSERT OR REPLACE INTO agent_folder VALUES (?, ?, ?, ?)", change)
+        elif verb == "gone_folder":
+            self.db.execute("DELETE FROM agent_folder WHERE id = ?", change)
+        elif verb == "full_hash":
+            self.update(change.path, change.inode_key, full_hash=change.full_hash)
+            self.forget_failure(change.path, "full")
+        elif verb == "described":
+            self.update(change.path, change.inode_key, metadata=change.metadata, probed=1)
+            self.forget_failure(change.path, "probe")
+        elif verb == "failed":
+            self.failed(change)
+        elif verb == "confirmed":
+            self.db.execute("UPDATE agent_index SET racy = ?, last_hashed_at = ?"
+                            " WHERE path = ? AND inode_key = ?",
+                            (int(change.racy), change.hashed_at, change.path, change.inode_key))
+            self.forget_failure(change.path, "read")
+        elif verb == "clear_failure":
+            self.forget_failure(change.path, change.stage)
+        else:
+            raise MedialibError(f"not a change: {change!r}")
+
+    def finish(self) -> None:
+        self.cache.roots.store_totals(self.db)
+
+    def insert_fresh(self, puts: list) -> None:
+        """Rows for paths that cannot be in the index yet (the first scan of an empty cache)."""
+        seen = {}
+        for put in puts:
+            seen[put.path] = put  # the same path twice in one batch: the later one is right
+        self.db.executemany(INDEX_INSERT, [self.index_row(put) for put in seen.values()])
+        for put in puts:
+            if put.facts is not None:
+                self.forget_failure(put.path, "read")
+
+    def index_row(self, put: PutFile, moved_from: str | None = None) -> tuple:
+        facts = put.facts
+        algo, sample_size, sample, full, at = facts or (None, None, None, None, None)
+        digest = row_digest(put.rel, put.inode_key, put.kind, algo, sample, full, put.probed)
+        self.cache.roots.add(put.root_id, put.size, digest)
+        return (
+            put.path, put.inode_key, put.size, put.mtime, put.ctime, int(put.probed),
+            int(facts is not None), algo, sample_size, sample, full, self.now, at, put.root_id,
+            put.folder_id, put.kind, put.reason, int(put.racy), self.cache.next_rev(),
+            signed_digest(digest), moved_from, put.metadata,
+        )
+
+    def put(self, put: PutFile) -> None:
+        self.db.execute("DELETE FROM removed WHERE path = ? AND root_id = ?",
+                        (put.path, put.root_id))
+        old, moved_from = self.old_row(put.path), put.moved_from
+        if moved_from == put.path:
+            moved_from = None  # from one root to another round it: `replace` sees to it
+        elif moved_from is not None:
+            moved_from = self.take_from(put)
+        if old is not None:
+            moved_from = self.replace(old, put, moved_from)
+        elif put.moved_from == put.path:
+            moved_from = put.path
+        self.db.execute(INDEX_INSERT, self.index_row(put, moved_from))
+        if put.facts is not None:
+            self.forget_failure(put.path, "read")
+
+    def replace(self, old: dict, put: PutFile, moved_from: str | None) -> str | None:
+        """Another row takes the place of this one; where the host finds the new one's content."""
+        self.drop_totals(old)
+        undelivered = old["rev"] > self.told
+        if version_prefix(old["inode_key"]) == version_prefix(put.inode_key):
+            if moved_from is None and undelivered:
+                return old["moved_from"]  # the host has not heard of that move yet
+            if old["root_id"] != put.root_id:
+                return put.path
+            return moved_from
+        self.keep_former(put.path)
+        if undelivered and old["moved_from"] != moved_from:
+            self.left_behind(old)
+        if old["root_id"] != put.root_id:
+            self.tombstone(put.path, old["root_id"])
+        return moved_from
+
+    def left_behind(self, old: dict) -> None:
+        """To the host this file still lies under its first path; nothing may be there now."""
+        path = old["moved_from"]
+        if path is not None and self.old_row(path) is None:
+            self.tombstone(path, old["root_id"])
+
+    def keep_former(self, path: str) -> None:
+        self.db.execute(f"{KEEP_FORMER} WHERE path = ?", (self.told, path))
+
+    def take_from(self, put: PutFile) -> str | None:
+        """Remove the row that moved to put.path; the old path as the host knows it."""
+        old = self.old_row(put.moved_from)
+        if old is None or version_prefix(old["inode_key"]) != version_prefix(put.inode_key):
+            return put.moved_from
+        self.drop_totals(old)
+        self.db.execute("DELETE FROM agent_index WHERE path = ?", (put.moved_from,))
+        if self.cache.error_count:  # what ffprobe could not do it cannot do under the new name
+            self.db.execute("UPDATE OR REPLACE agent_error SET path = ?, root_id = ?"
+                            " WHERE path = ?", (put.path, put.root_id, put.moved_from))
+        undelivered = old["rev"] > self.told
+        if undelivered or old["root_id"] != put.root_id:
+            self.tombstone(put.moved_from, old["root_id"])
+        if undelivered and old["moved_from"]:
+            return old["moved_from"] if old["moved_from"] != put.path else None
+        return put.moved_from
+
+    def gone(self, change: GoneFile) -> None:
+        old = self.old_row(change.path)
+        if old is None or old["root_id"] != change.root_id:
+            return
+        self.keep_former(change.path)
+        self.drop_totals(old)
+        self.db.execute("DELETE FROM agent_index WHERE path = ?", (change.path,))
+        self.cache.error_count -= self.db.execute("DELETE FROM agent_error WHERE path = ?",
+                                                  (change.path,)).rowcount
+        self.tombstone(change.path, old["root_id"])
+        if old["rev"] > self.told:
+            self.left_behind(old)
+
+    def tombstone(self, path: str, root_id: int) -> None:
+        self.db.execute("INSERT OR REPLACE INTO removed VALUES (?, ?, ?)",
+                        (path, root_id, self.cache.next_rev()))
+
+    def failed(self, failure: Failure) -> None:
+        known = self.db.execute(
+            "SELECT attempts, inode_key, class, message, tool FROM agent_error"
+            " WHERE path = ? AND stage = ?", (failure.path, failure.stage)).fetchone()
+        same = known is not None and known[1] == failure.inode_key and known[4] == failure.tool
+        # The attempt was counted when it began; its verdict replaces "unfinished".
+        begun = same and known[2] == "unfinished" and failure.error_class != "unfinished"
+        attempts = (known[0] if same else 0) + (0 if begun else 1)
+        self.db.execute(
+            "INSERT OR REPLACE INTO agent_error VALUES (?,?,?,?,?,?,?,?,?,?)",
+            (failure.path, failure.stage, failure.root_id, failure.inode_key, failure.error_class,
+             failure.message[:500], attempts, failure.next_try, failure.tool, self.now))
+        self.cache.error_count += known is None
+        told = same and (known[2], known[3]) == (failure.error_class, failure.message[:500])
+        if failure.error_class != "unfinished" and not told:
+            self.db.execute(
+                "UPDATE agent_index SET rev = ?, moved_from = CASE WHEN rev > ? THEN moved_from END"
+                " WHERE path = ?", (self.cache.next_rev(), self.told, failure.path))
+
+    def forget_failure(self, path: str, stage: str) -> None:
+        if self.cache.error_count:
+            done = self.db.execute("DELETE FROM agent_error WHERE path = ? AND stage = ?",
+                                   (path, stage)).rowcount
+            self.cache.error_count -= done
+
+    def old_row(self, path: str) -> dict | None:
+        names = ("root_id", "size", "digest", "rev", "inode_key", "moved_from", "rejected")
+        row = self.db.execute(f"SELECT {', '.join(names)} FROM agent_index WHERE path = ?",
+                              (path,)).fetchone()
+        return dict(zip(names, row)) if row else None
+
+    def drop_totals(self, old: dict) -> None:
+        if old["rejected"] is None:
+            self.cache.roots.subtract(old["root_id"], old["size"], old["digest"])
+
+    def update(self, path: str, expected_key: str | None = None, **values) -> bool:
+        """Change columns of one row, if it is (still) the version that was meant."""
+        names = ("root_id", "size", "digest", "inode_key", "kind", "hash_algo", "sample_hash",
+                 "full_hash", "probed", "rejected", "rev", "moved_from")
+        row = self.db.execute(f"SELECT {', '.join(names)} FROM agent_index WHERE path = ?",
+                              (path,)).fetchone()
+        if row is None:
+            return False
+        old = dict(zip(names, row))
+        if expected_key and version_prefix(old["inode_key"]) != version_prefix(expected_key):
+            return False
+        new = {**old, **values}
+        digest = row_digest(self.cache.roots.rel_path(old["root_id"], path), new["inode_key"],
+                            new["kind"], new["hash_algo"], new["sample_hash"], new["full_hash"],
+                            new["probed"])
+        self.drop_totals(old)
+        self.cache.roots.add(old["root_id"], old["size"], digest)
+        if old["rev"] <= self.told:
+            values["moved_from"] = None  # the host has made that move; it must not try again
+        values.update(digest=signed_digest(digest), rejected=None, rev=self.cache.next_rev())
+        columns = ", ".join(f"{name} = ?" for name in values)
+        self.db.execute(f"UPDATE agent_index SET {columns} WHERE path = ?",
+                        (*values.values(), path))
+        return True
