@@ -158,7 +158,8 @@ def own_addresses() -> list:
             if address.is_loopback or address.is_link_local or address.is_unspecified:
                 continue
             kept.append(str(address))
-    return sorted(dict.fromkeys(kept), key=lambda text: _is_foreign(text, networks))
+    # An IPv4 address is what people can type; it comes before an IPv6 one of the same standing.
+    return sorted(dict.fromkeys(kept), key=lambda text: (_is_foreign(text, networks), ":" in text))
 
 
 def _is_foreign(text: str, networks: tuple) -> bool:

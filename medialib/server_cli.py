@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import signal
 import sys
 import threading
@@ -139,7 +138,7 @@ class ServerProgram:
             return None
         if roots:
             add_local_roots(catalog, roots)
-        local = LocalScan(routes.ingest, self.folder, to_text(platform.node() or LOCAL_AGENT)[:200])
+        local = LocalScan(routes.ingest, self.folder, LOCAL_AGENT)
         routes.control.local = local
         routes.presence.own_stats[LOCAL_AGENT] = local.service.stats_answer
         return local
