@@ -28,6 +28,7 @@ export class FolderBrowser {
     const shown = openDialog(`Add a folder of ${agent.name}`,
       [this.form, this.note, this.list, el("div", { class: "row end" }, this.add)], [], true);
     this.close = shown.close;
+    this.path.focus();
     shown.closed.then(() => this.calls.stop());
     this.open(null);
   }

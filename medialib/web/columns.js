@@ -1,7 +1,7 @@
 // The columns of the file table: what each shows, how wide it is, which key it sorts by.
 
 import { el, name } from "./dom.js";
-import { ago, bitrate, bytes, clock, count, day, moment } from "./format.js";
+import { ago, bitrate, bytes, clock, count, day, moment, shortContainer } from "./format.js";
 
 const meta = (row, key) => (row.metadata ? row.metadata[key] : null);
 const folderOf = (row) => row.path.slice(0, Math.max(0, row.path.length - row.name.length - 1));
@@ -40,8 +40,8 @@ export const COLUMNS = [
   { key: "bitrate", label: "Bitrate", width: 96, number: true, first: "desc",
     text: (row) => bitrate(meta(row, "bitrate")) },
   { key: "state", label: "State", width: 92, unsorted: true, node: (row) => stateMark(row.state) },
-  { key: "container", label: "Container", width: 104, unsorted: true, text: (row) => meta(row, "container")
-    || "", off: true },
+  { key: "container", label: "Container", width: 104, unsorted: true,
+    text: (row) => shortContainer(meta(row, "container")), off: true },
   { key: "ext", label: "Ext.", width: 70, unsorted: true, text: (row) => row.ext, off: true },
   { key: "hashes", label: "Hashed", width: 82, unsorted: true, text: hashWord, off: true },
   { key: "reason", label: "Reason", width: 130, unsorted: true, text: (row) => row.reason || "", off: true },

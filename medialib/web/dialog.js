@@ -18,7 +18,7 @@ export function openDialog(title, body, actions = [], wide = false) {
     el("header", null, el("h2", { id }, title), button("\u00D7", close,
       { class: "quiet", "aria-label": "Close" })),
     el("div", { class: "dialog-body" }, body),
-    el("footer", null, button(actions.length ? "Cancel" : "Close", close), buttons),
+    el("footer", null, button(actions.length ? "Cancel" : "Close", close, { autofocus: true }), buttons),
   ]);
   dialog.addEventListener("click", (event) => { if (event.target === dialog) close(); });
   document.body.append(dialog);

@@ -49,6 +49,10 @@ function frameRate(stream) {
   return top && bottom ? `${(top / bottom).toFixed(2).replace(/\.?0+$/, "")} fps` : null;
 }
 
+function language({ tags }) {
+  return tags && tags.language && tags.language !== "und" ? String(tags.language) : "";
+}
+
 function streamTable(streams) {
   return el("table", { class: "plain" },
     el("thead", null, el("tr", null, ["#", "Type", "Stream",
@@ -57,7 +61,7 @@ function streamTable(streams) {
       el("td", null, stream.index), el("td", null, stream.codec_type || ""),
       el("td", null, streamText(stream), stream.tags && stream.tags.title
         ? el("div", { class: "muted" }, String(stream.tags.title)) : null),
-      el("td", null, stream.tags && stream.tags.language ? String(stream.tags.language) : "")))));
+      el("td", null, language(stream))))));
 }
 
 function copyList(copies) {

@@ -117,11 +117,14 @@ export class DuplicatesView {
       this.next = answer.next;
       add(this.list, answer.groups.map((group) => (path === "duplicates" ? this.group(group)
         : this.folderGroup(group))));
-      if (!this.count) put(this.list, this.nothing());
+      if (!this.count && !this.next) put(this.list, this.nothing());
     } catch (error) {
       if (error.name !== "AbortError") put(this.list, failed(error, () => this.load()));
     }
     this.busy = false;
+    // Asked anew whether the end of the list is in sight: a page may bring little or nothing.
+    this.observer.unobserve(this.watch);
+    this.observer.observe(this.watch);
   }
 
   more() {
@@ -151,7 +154,7 @@ export class DuplicatesView {
       el("span", { class: "muted" },
         `${plural(group.copies, "copy", "copies")} of ${bytes(group.size)}${links > 0 ? `, ${plural(links, "hard link")}` : ""}`),
       el("strong", { class: "gain" }, group.state === "confirmed" ? `${bytes(group.reclaimable)} to free`
-        : `${bytes(group.size * (group.copies - 1))} if proven`));
+        : `${bytes(group.potential)} if proven`));
     const body = el("tbody");
     const fill = (files) => add(body, files.map((file, i) => this.fileRow(file, group, files, i)));
     fill(group.files.slice(0, SHOWN_FILES));

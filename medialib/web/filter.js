@@ -1,6 +1,7 @@
 // The one filter of files: as the URL says it, as the host's JSON wants it, as chips tell it.
 
-import { bitrate, bytes, clock, day, parseBitrate, parseBytes, parseCount, parseSpan } from "./format.js";
+import { bitrate, bytes, clock, day, parseBitrate, parseBytes, parseCount, parseSpan,
+  shortContainer } from "./format.js";
 
 export const LISTS = {
   kind: "Kind", state: "State", agent: "Machine", root: "Root", resolution: "Resolution",
@@ -63,7 +64,7 @@ export function chipsOf(filter, names = {}) {
   for (const [key, value] of Object.entries(filter)) {
     if (LISTS[key]) {
       for (const one of value) chips.push({ key, value: one, label: LISTS[key], text: (names[key] || {})[one]
-        || one || "(none)" });
+        || (key === "container" ? shortContainer(one) : one) || "(none)" });
     } else if (RANGES[key]) chips.push({ key, label: RANGES[key].label, text: tellRange(key, value) });
     else if (FLAGS[key]) chips.push({ key, label: FLAGS[key], text: value ? "yes" : "no" });
     else if (key !== "q") chips.push({ key, label: TEXTS[key], text: value });

@@ -81,6 +81,11 @@ export function bitrate(bits) {
     : `${Math.round(bits / 1000)} kb/s`;
 }
 
+// ffprobe names a container by all its relatives; the first two are enough to know it.
+export function shortContainer(name) {
+  return (name || "").split(",").slice(0, 2).join("/");
+}
+
 const FACTORS = { "": 1, k: 2 ** 10, m: 2 ** 20, g: 2 ** 30, t: 2 ** 40, p: 2 ** 50 };
 
 // "1.5 GB", "700m", "12" → bytes; null where it cannot be meant.

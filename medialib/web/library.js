@@ -155,11 +155,11 @@ export class LibraryView {
     this.totalFiles = null;
     this.total.classList.add("waiting");
     try {
-      const { total } = await call("facets", { filter: this.counted(filter), keys: [] }, signal);
+      const { total, approximate } = await call("facets", { filter: this.counted(filter), keys: [] }, signal);
       if (pages !== this.pages) return;
       this.totalFiles = total.files;
       this.total.classList.remove("waiting");
-      put(this.total, el("strong", null, count(total.files)),
+      put(this.total, approximate ? "at least " : "", el("strong", null, count(total.files)),
         ` ${total.files === 1 ? "file" : "files"} \u00B7 `, bytes(total.bytes));
       if (pages.pages.size) this.arrived();
     } catch (error) { toastError(error); }

@@ -97,8 +97,8 @@ export class MachineCard {
       agent.commands_waiting ? fact("Waiting",
         `${plural(agent.commands_waiting, "command")} for its next heartbeat`) : null,
       agent.rejected ? fact("Refused", plural(agent.rejected, "record"), "warn-text") : null,
-      Object.keys(agent.settings || {}).length ? fact("Own settings", Object.keys(agent.settings).join(", "))
-        : null);
+      fact("Own settings",
+        Object.keys(agent.settings || {}).filter((one) => one !== "remote_roots").join(", ")));
   }
 
   roots(agent) {

@@ -5,7 +5,7 @@ import { barChart, growthChart, splitBar } from "./charts.js";
 import { KINDS, stateMark } from "./columns.js";
 import { button, el, name, put } from "./dom.js";
 import { emptyState, failed, loading } from "./empty.js";
-import { ago, bytes, count, percent, plural } from "./format.js";
+import { ago, bytes, count, percent, plural, shortContainer } from "./format.js";
 import { onLive } from "./live.js";
 import { ProgressLine } from "./progress_line.js";
 import { rangeText } from "./filter.js";
@@ -139,7 +139,8 @@ export class OverviewView {
   chartsPart(place, { facets }) {
     put(place, FACETS.map((key) => card(TITLES[key], "",
       barChart(TITLES[key], this.ordered(key, facets[key] || []).map((item) => ({
-      label: item.label || item.value || "(none)", files: item.files, bytes: item.bytes,
+      label: item.label || (key === "container" ? shortContainer(item.value) : item.value) || "(none)",
+        files: item.files, bytes: item.bytes,
       href: href("library", item.filter && item.filter.mtime ? { mtime: rangeText(item.filter.mtime) }
         : { [key]: item.value }),
     })), this.by))));
