@@ -62,15 +62,14 @@ def check(host, name: str, roots: list, way: dict, wait_s: float = 0, context: s
                                  context=f"for {name} {context}")
 
 
-def last_change(host) -> int:
-    """The number of the catalogue's newest change."""
-    rows, after = [], 0
-    while True:
-        answer = host.post("/api/changes", {"after": after, "limit": 1000})
-        rows = answer.get("changes", answer.get("files"))
-        if not rows:
-            return after
-        after = answer["next"]
+def changes_after(host, number: int) -> tuple:
+    """(every file changed after this number of the catalogue, its newest number)"""
+    files, more = [], True
+    while more:
+        answer = host.post("/api/changes", {"after": number, "limit": 1000})
+        files += answer["files"]
+        number, more = answer["next"], answer["more"]
+    return files, number
 
 
 # The catalogue equals the truth
@@ -160,7 +159,7 @@ def test_second_scan_opens_and_posts_nothing(tmp_path, machines, way):
         time.sleep(YOUNG_S)
         scan_once(first)
         check(host, "first", [one.root], way)
-        number = last_change(host)
+        number = changes_after(host, 0)[1]
         recorder.posted.clear()
         first.prefix = tracer.prefix
         scan_once(first)
@@ -169,7 +168,7 @@ def test_second_scan_opens_and_posts_nothing(tmp_path, machines, way):
         assert recorder.records() == []
         assert [body.get("removed") for path, body in recorder.posted
                 if path == "/ingest/batch" and body.get("removed")] == []
-    assert last_change(host) == number
+    assert changes_after(host, number)[0] == []
 
 
 def test_tracer_sees_a_first_scan(tmp_path, machines, way):
@@ -443,14 +442,10 @@ def test_host_that_is_not_medialib(tmp_path, machines, way, status, kind, text):
 def test_port_in_use(tmp_path, machines, way, name):
     one = tree(tmp_path, "first", 5, 0, odd_names=False)
     host = machines.host(**way).start()
-    if name == "server":
-        second = machines.host(name="second", port=host.port, **way)
-        assert second.run(timeout_s=30) == 1
-        assert "--port" in second.output()
-    else:  # the control port is not what an agent is for: it goes on
-        second = machines.agent(host, one.root, "--once", port=host.port, **way)
-        scan_once(second)
-        check(host, "box", [one.root], way)
+    second = (machines.host(name="second", port=host.port, **way) if name == "server" else
+              machines.agent(host, one.root, "--once", port=host.port, **way))
+    assert second.run(timeout_s=30) == 1
+    assert "--port" in second.output()
     assert str(host.port) in second.output()
     assert "Traceback" not in second.output()
 
