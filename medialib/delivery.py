@@ -238,7 +238,7 @@ class Delivery:
             if root.end_due == marked:
                 self.cache.roots.save(root, end_due=0)
             return True
-        if not end["files"] and not end.get("accepted_empty"):
+        if not end["files"] and not end.get("accepted_empty") and self._holds_nothing(root):
             # An empty folder and a host that knows files there: a disk may be missing.
             log.warning("%s is empty, but the host knows files there; nothing of it changes",
                         root.path)
@@ -254,6 +254,11 @@ class Delivery:
         log.info("%s: the host holds something else; comparing folder by folder", root.path)
         self.reconcile(root)
         return False
+
+    def _holds_nothing(self, root) -> bool:
+        """Not even a file that the host refuses."""
+        return self.cache.store.one("SELECT 1 FROM agent_index WHERE root_id = ? LIMIT 1",
+                                    (root.id,)) is None
 
     def reconcile(self, root) -> None:
         """Send again the folders that differ and report what only the host has."""

@@ -1,0 +1,309 @@
+"""Delivery to a toy host: order, repeats, refusals, poison, older hosts, comparing."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from medialib import cache_outbox
+from medialib.http_client import PeerRefused, PeerUnreachable
+from medialib.host_link import HttpTransport
+from tests.agent_world import World
+
+
+@pytest.fixture
+def world(tmp_path):
+    world = World(tmp_path / "world")
+    yield world
+    world.stop()
+
+
+def fill(world, count: int) -> None:
+    for number in range(count):
+        world.write(f"f{number % 3}/n{number:02}.txt")
+
+
+def outbox_rows(world) -> list:
+    return world.cache.store.rows("SELECT batch_id, payload_json, after_rev, rev FROM outbox"
+                                  " ORDER BY id")
+
+
+def test_what_waits_is_literal_rows_sent_word_for_word(world):
+    world.sync()
+    fill(world, 8)
+    world.host.hello_fail = [PeerUnreachable("away")] * 9
+    world.scan()
+    world.host.hello_fail = []
+    world.host.fail = ["after"]
+    assert not world.deliver()
+    world.service.delivery._keep_what_waits()
+    kept = outbox_rows(world)
+    assert len(kept) == 3
+    world.restart()
+    world.host.posts.clear()
+    assert world.deliver()
+    batches = [post for post in world.host.posts if "end_of_root" not in post]
+    assert [post["batch_id"] for post in batches] == [row[0] for row in kept]
+    for post, row in zip(batches, kept):
+        body = json.loads(row[1])
+        body.pop("keys")
+        assert {key: post[key] for key in body} == body
+    assert outbox_rows(world) == []
+    world.check()
+
+
+def test_the_outbox_is_bounded_and_nothing_is_lost(world, monkeypatch):
+    monkeypatch.setattr(cache_outbox, "OUTBOX_MAX_ROWS", 2)
+    fill(world, 12)
+    world.scan()
+    world.cache.outbox.pack(3)
+    world.cache.outbox.pack(3)
+    assert len(outbox_rows(world)) == 2
+    assert world.deliver()
+    world.check()
+
+
+def test_the_outbox_is_bounded_in_bytes(world, monkeypatch):
+    monkeypatch.setattr(cache_outbox, "OUTBOX_MAX_BYTES", 1000)
+    fill(world, 12)
+    world.scan()
+    world.cache.outbox.pack(3)
+    assert len(outbox_rows(world)) == 1
+
+
+def test_a_batch_too_large_is_halved(world):
+    world.host.config["agent_batch_size"] = 100
+    world.host.most_records = 3
+    fill(world, 20)
+    world.sync()
+    world.check()
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_poison_record_is_found_by_halves_and_passed_over(world, status):
+    world.host.config["agent_batch_size"] = 16
+    fill(world, 20)
+    bad = world.path("f1", "n07.txt")
+    world.host.refuse_batch[bad] = status
+    world.sync()
+    assert bad not in world.known()
+    assert len(world.known()) == 19
+    assert world.host.out_of_step == 0
+    assert world.cache.outbox.undelivered() == 0
+    world.check_quiet()
+    world.host.refuse_batch.clear()
+    world.write("f1/n07.txt")
+    world.sync()
+    world.check()
+
+
+def test_a_moved_poison_record_does_not_halve_for_ever(world):
+    old = world.write("a.txt")
+    world.sync()
+    new = world.path("b.txt")
+    os.rename(old, new)
+    world.host.refuse_batch[new] = 400
+    world.sync()
+    assert world.known() == {}
+
+
+def test_records_named_in_errors_are_set_apart_until_they_change(world):
+    fill(world, 5)
+    bad = world.path("f1", "n01.txt")
+    world.host.poison.add(bad)
+    world.sync()
+    assert bad not in world.known()
+    assert world.host.out_of_step == 0
+    world.check_quiet()
+    world.host.poison.clear()
+    world.write("f1/n01.txt")
+    world.sync()
+    world.check()
+
+
+def test_another_library_judges_refused_records_anew(world):
+    fill(world, 5)
+    world.host.poison.add(world.path("f1", "n01.txt"))
+    world.sync()
+    world.host.poison.clear()
+    world.host.new_library()
+    world.sync()
+    assert world.host.out_of_step == 0
+    world.check()
+
+
+def test_a_host_restored_from_a_backup_is_filled_again(world):
+    fill(world, 5)
+    world.sync()
+    saved = world.host.backup()
+    fill(world, 9)
+    os.remove(world.path("f0", "n00.txt"))
+    world.sync()
+    world.host.restore(saved)
+    world.host.posts.clear()
+    world.sync()
+    world.check()
+
+
+def test_a_cache_of_an_older_day_starts_above_the_host(world):
+    fill(world, 5)
+    world.sync()
+    world.stop()
+    saved = open(world.cache_path, "rb").read()
+    world.start()
+    fill(world, 9)
+    world.sync()
+    world.stop()
+    with open(world.cache_path, "wb") as file:
+        file.write(saved)
+    world.start()
+    world.write("f0/later.txt")
+    world.sync()
+    world.check()
+
+
+def test_a_lost_host_is_filled_without_reading(world):
+    from tests.agent_world import OpenCounter
+
+    fill(world, 7)
+    world.sync()
+    world.host.new_library()
+    with OpenCounter() as opened:
+        world.sync()
+    assert opened.paths == []
+    world.check()
+
+
+def test_payloads_of_an_older_agent_are_delivered_as_they_are(world):
+    path = world.write("a.txt")
+    record = {"path": path, "kind": "other", "size": 1, "mtime": 1.0, "ctime": 1.0, "ext": ".txt",
+              "inode_key": "1:1:1:1"}
+    with world.cache.store.atomic() as db:
+        db.execute("INSERT INTO outbox (batch_id, payload_json, created_at) VALUES ('old', ?, 0)",
+                   (json.dumps({"batch_id": "old", "files": [record]}),))
+        db.execute("INSERT INTO outbox (batch_id, payload_json, created_at) VALUES ('x', '{', 0)")
+    world.host.posts.clear()
+    world.host._root_of_strangers = world.roots[0]
+    posts = []
+    real = world.host.batch
+    world.service.delivery.transport.batch = lambda body, gzip=False: (
+        posts.append(body) or ({"ok": True, "errors": []} if "rev" not in body
+                               else real(body, gzip)))
+    world.sync()
+    assert posts[0]["batch_id"] == "old"
+    assert posts[0]["files"] == [record]
+    assert outbox_rows(world) == []
+    world.check()
+
+
+def test_a_refused_host_is_waited_for(world):
+    fill(world, 4)
+    world.scan()
+    world.host.fail = [PeerRefused(503, "busy"), PeerRefused(429, "slow"),
+                       PeerRefused(409, "another instance")]
+    for _ in range(3):
+        assert not world.deliver()
+    assert world.deliver()
+    world.check()
+
+
+def test_a_clone_goes_on_under_its_new_id(world):
+    fill(world, 4)
+    world.sync()
+    new_id = "7a4a4fd0-1111-4222-8333-0123456789ab"
+    world.host.hello_fail = [PeerRefused(409, "cloned", "", {"ok": False, "error": "cloned",
+                                                             "new_id": new_id})]
+    world.scan()
+    assert world.service.identity.id == new_id
+    assert world.deliver()
+    assert world.host.last_rev[new_id] > 0
+    present = [row for row in world.host.files.values() if row["state"] == "present"]
+    assert len(present) == 8  # of two agents now
+    world.restart()
+    assert world.service.identity.id == new_id
+
+
+def test_a_heartbeat_beside_a_post_changes_no_numbers(world):
+    fill(world, 3)
+    world.scan()
+    transport, link = world.service.delivery.transport, world.service.link
+    real = transport.batch
+
+    def batch(body, gzip=False):
+        answer = real(body, gzip)
+        link.hello()  # it tells the new number before we have the answer
+        return answer
+
+    transport.batch = batch
+    rev = world.cache.rev
+    assert world.deliver()
+    assert world.cache.rev == rev
+    assert len([post for post in world.host.posts if post["files"]]) == 1
+    world.check()
+
+
+def test_commands_come_through_whichever_thread_says_hello(world):
+    fill(world, 2)
+    world.sync()
+    world.service.link.greeted = False
+    world.host.commands = [{"id": 5, "do": "ls", "path": world.roots[0]}]
+    assert world.deliver()
+    world.service.obey()
+    world.service.link.hello()
+    [result] = world.host.hellos[-1]["results"]
+    assert result["id"] == 5
+    assert [known["name"] for known in result["answer"]["dirs"]] == ["f0", "f1"]
+    world.service.link.hello()
+    assert world.host.hellos[-1]["results"] == []
+
+
+def test_results_are_kept_until_the_host_has_them(world):
+    world.service.link.commands.append({"id": 1, "do": "ls", "path": "/nowhere"})
+    world.service.obey()
+    world.host.hello_fail = [PeerUnreachable("away")]
+    with pytest.raises(PeerUnreachable):
+        world.service.link.hello()
+    world.service.link.hello()
+    assert world.host.hellos[-1]["results"][0]["answer"]["ok"] is False
+
+
+class OlderClient:
+    """An HTTP client whose host speaks only the part of seed.md."""
+
+    def __init__(self):
+        self.posts = []
+
+    def get(self, path, **_):
+        assert path == "/ingest/config"
+        return {"hash_algo": "sha256", "hash_sample_size": 4096, "batch_size": 2}
+
+    def post(self, path, body=b"", gzip=False, **_):
+        if path == "/ingest/hello":
+            raise PeerRefused(404, "not found")
+        assert path == "/ingest/batch"
+        assert not gzip
+        self.posts.append(body)
+        return {"status": "ok"}
+
+
+def test_an_older_host_gets_plain_batches(world):
+    client = OlderClient()
+    transport = HttpTransport("http://127.0.0.1:1")
+    heartbeat = HttpTransport("http://127.0.0.1:1")
+    transport.client = heartbeat.client = client
+    world.service.link.transport = heartbeat
+    world.service.delivery.transport = transport
+    world.write("a.mp3")
+    world.write("b.mkv")
+    world.write("c.txt")
+    world.sync()
+    assert [len(post["files"]) for post in client.posts] == [2, 1]
+    assert all(set(post) == {"batch_id", "files"} for post in client.posts)
+    kinds = {os.path.basename(record["path"]): record["kind"]
+             for post in client.posts for record in post["files"]}
+    assert kinds == {"a.mp3": "other", "b.mkv": "video", "c.txt": "other"}
+    count = len(client.posts)
+    world.sync()
+    assert len(client.posts) == count
