@@ -1,0 +1,230 @@
+"""Batches from good, old and bad agents: what is stored, what is refused and why."""
+
+from __future__ import annotations
+
+import math
+import uuid
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from medialib.http_json import HttpError
+from tests.catalog_audit import check_catalogue_sums
+from tests.catalog_world import open_world, stored_files
+
+HASH = "ab" * 32
+
+
+@pytest.fixture
+def world(tmp_path):
+    catalog, ingest = open_world(tmp_path / "medialib.db")
+    yield catalog, ingest
+    catalog.close()
+
+
+def record(path="/m/a.mkv", **more):
+    return {"kind": "video", "path": path, "size": 7, "mtime": 5.25, "ctime": 6.5,
+            "inode_key": "7:5250000000:11:64", "ext": ".mkv", **more}
+
+
+def batch(files, **more):
+    return {"batch_id": str(uuid.uuid4()), "agent": {"id": "a-1", "name": "box"}, "root": "/m",
+            "files": files, **more}
+
+
+BAD_RECORDS = [
+    ({"path": "relative/x"}, "absolute"), ({"path": "/elsewhere/x"}, "root"),
+    ({"path": "/m/../x"}, "parts"), ({"path": "/m/a//b"}, "parts"), ({"path": "/m/a/"}, "end"),
+    ({"path": "/m/\ud800"}, "Unicode"), ({"path": "/m/a\0b"}, "NUL"), ({"path": 7}, "text"),
+    ({"size": -1}, "size"), ({"size": 1 << 63}, "size"), ({"size": 1.5}, "size"),
+    ({"size": True}, "size"), ({"size": None}, "size"), ({"mtime": math.nan}, "mtime"),
+    ({"mtime": math.inf}, "mtime"), ({"mtime": "5"}, "mtime"), ({"mtime": [5]}, "mtime"),
+    ({"ctime": math.inf}, "ctime"), ({"kind": "film"}, "kind"), ({"kind": ["video"]}, "kind"),
+    ({"inode_key": "x"}, "inode_key"), ({"inode_key": 5}, "inode_key"),
+    ({"hashes": []}, "hashes"), ({"hashes": {"algo": "md5", "sample_hash": HASH}}, "algo"),
+    ({"hashes": {"algo": "blake3", "sample_size": 4096, "sample_hash": "ab"}}, "64"),
+    ({"hashes": {"algo": "blake3", "sample_size": 4096, "sample_hash": "zz" * 32}}, "64"),
+    ({"hashes": {"algo": "blake3", "sample_size": 0, "sample_hash": HASH}}, "sample_size"),
+    ({"hashes": {"algo": "blake3", "sample_size": 4096, "sample_hash": HASH,
+                 "full_hash": 5}}, "full_hash"),
+    ({"metadata": 5}, "metadata"), ({"metadata": {"duration": []}}, "duration"),
+    ({"metadata": {"streams_json": {}}}, "streams_json"), ({"moved_from": "x"}, "moved_from"),
+    ({"error": "bad"}, "error"),
+]
+
+
+@pytest.mark.parametrize(("change", "word"), BAD_RECORDS)
+def test_bad_record_is_named_and_the_others_stored(world, change, word):
+    catalog, ingest = world
+    answer = ingest.batch(batch([record("/m/1.mkv"), {**record(), **change}, record("/m/2.mkv")]),
+                          "10.0.0.1")
+    assert answer["processed"] == 2
+    assert [error["index"] for error in answer["errors"]] == [1]
+    assert word in answer["errors"][0]["error"]
+    assert sorted(stored_files(catalog)) == ["/m/1.mkv", "/m/2.mkv"]
+
+
+@pytest.mark.parametrize("body", [
+    {}, {"files": 5}, {"files": [], "agent": 5}, {"files": [], "agent": {}},
+    {"files": [], "agent": {"id": "local"}}, {"files": [], "agent": {"id": "addr:1.2.3.4"}},
+    {"files": [], "root": "relative"}, {"files": [], "rev": 5}, {"files": [], "batch_id": []},
+    {"files": [], "after_rev": -1, "rev": 2}, {"files": [], "removed": ["/m/x"]},
+    {"files": [], "end_of_root": {}}, [], "x",
+])
+def test_bad_outline_is_refused(world, body):
+    with pytest.raises(HttpError) as caught:
+        world[1].batch(body, "10.0.0.1")
+    assert caught.value.status == 400
+    assert caught.value.detail
+
+
+def test_repeated_batch_changes_nothing_and_gets_the_same_answer(world):
+    catalog, ingest = world
+    body = batch([record(), record("/m/b"), {"path": "x"}])
+    first = ingest.batch(body, "10.0.0.1")
+    seq = catalog.seq
+    for _ in range(5):
+        assert ingest.batch(body, "10.0.0.1") == first
+    assert catalog.seq == seq
+
+
+def test_gap_in_the_numbers_is_refused_with_where_to_go_on(world):
+    catalog, ingest = world
+    ingest.batch(batch([record()], after_rev=0, rev=4), "10.0.0.1")
+    with pytest.raises(HttpError) as caught:
+        ingest.batch(batch([record("/m/b")], after_rev=5, rev=6), "10.0.0.1")
+    assert (caught.value.status, caught.value.extra) == (409, {"last_rev": 4})
+    old = ingest.batch(batch([record(size=9)], after_rev=0, rev=3), "10.0.0.1")
+    assert (old["processed"], old["errors"]) == (1, [])
+    assert stored_files(catalog)["/m/a.mkv"]["size"] == 7
+
+
+def test_older_agent_reposting_costs_no_write(world):
+    """No agent, no root, kind "media", whole seconds, a sha256 digest under a wrong label."""
+    catalog, ingest = world
+    files = [{"kind": "media", "path": f"/srv/{name}", "size": 7, "mtime": 5.25, "ctime": 6.5,
+              "inode_key": f"7:5:6:{number}:64", "ext": "mkv",
+              "hashes": {"algo": "xxhash64", "sample_size": 65536, "sample_hash": HASH,
+                         "full_hash": None}}
+             for number, name in enumerate(("a.mkv", "b.jpg", "sub/c.weird"))]
+    ingest.batch({"batch_id": "1", "files": files}, "10.0.0.7")
+    seq = catalog.seq
+    ingest.batch({"batch_id": "2", "files": files}, "10.0.0.7")
+    assert catalog.seq == seq
+    rows = stored_files(catalog)
+    assert {path: row["kind"] for path, row in rows.items()} == {
+        "/srv/a.mkv": "video", "/srv/b.jpg": "image", "/srv/sub/c.weird": "unknown"}
+    row = rows["/srv/a.mkv"]
+    assert row["hashes"]["algo"] == "sha256"
+    assert row["inode_key"] == "7:5:6:0:64"
+    assert (row["mtime"], row["agent"]["name"]) == (5.25, "10.0.0.7")
+
+
+def test_stamps_far_away_come_back_exactly(world):
+    catalog, ingest = world
+    stamps = [-1.5, 0.0, 15_000_000_000.25, 9e17, 1700000000.1234567]
+    files = [record(f"/m/{number}", mtime=mtime, inode_key=f"7:{round(mtime * 10**9)}:{number}:1")
+             for number, mtime in enumerate(stamps)]
+    assert ingest.batch(batch(files), "10.0.0.1")["errors"] == []
+    rows = stored_files(catalog)
+    for sent in files:
+        row = rows[sent["path"]]
+        assert (row["mtime"], row["inode_key"]) == (sent["mtime"], sent["inode_key"])
+
+
+def hello(ingest, agent="a-1", instance="i-1", peer="10.0.0.1", roots=(), **more):
+    return ingest.hello({"agent": {"id": agent, "name": "box", "instance": instance,
+                                   "roots": list(roots)}, **more}, peer)
+
+
+def test_unplugged_root_changes_no_row_and_a_carried_disk_moves(world):
+    catalog, ingest = world
+    clock = [1_700_000_000.0]
+    catalog.clock = ingest.presence.clock = lambda: clock[0]
+    disk = {"path": "/m", "state": "online", "volume": "U-1", "volume_path": ""}
+    hello(ingest, roots=[disk])
+    ingest.batch(batch([record()], volume="U-1", volume_path=""), "10.0.0.1")
+    first = stored_files(catalog)["/m/a.mkv"]
+    hello(ingest, roots=[])
+    gone = stored_files(catalog)["/m/a.mkv"]
+    assert gone["state"] == "offline"
+    assert {**gone, "state": "present"} == first
+    answer = hello(ingest, agent="b-2", instance="i-2", peer="10.0.0.2",
+                   roots=[{**disk, "path": "/mnt/disk"}])
+    assert [(root["path"], root["known_files"], root["transferred"])
+            for root in answer["roots"]] == [("/mnt/disk", 1, True)]
+    moved = stored_files(catalog)["/mnt/disk/a.mkv"]
+    assert (moved["id"], moved["first_seen"], moved["agent"]["id"], moved["state"]) == (
+        first["id"], first["first_seen"], "b-2", "present")
+    check_catalogue_sums(catalog.path)
+
+
+def test_another_disk_at_the_same_path_is_another_root(world):
+    catalog, ingest = world
+    disk = {"path": "/m", "state": "online", "volume": "U-1", "volume_path": ""}
+    hello(ingest, roots=[disk])
+    ingest.batch(batch([record()], volume="U-1"), "10.0.0.1")
+    hello(ingest, roots=[{**disk, "volume": "U-2"}])
+    ingest.batch(batch([record("/m/z.mkv")], volume="U-2"), "10.0.0.1")
+    assert {path: row["state"] for path, row in stored_files(catalog).items()} == {
+        "/m/a.mkv": "offline", "/m/z.mkv": "present"}
+
+
+def test_cloned_agent_is_noticed_and_restart_is_not(world):
+    _, ingest = world
+    hello(ingest)
+    hello(ingest, instance="i-2")  # same address: a restart
+    for error in ("another instance", "another instance"):
+        with pytest.raises(HttpError) as caught:
+            hello(ingest, instance="i-3", peer="10.0.0.2")
+        assert (caught.value.status, caught.value.error) == (409, error)
+    hello(ingest, instance="i-2")
+    with pytest.raises(HttpError) as caught:
+        hello(ingest, instance="i-3", peer="10.0.0.2")
+    assert caught.value.error == "cloned"
+    uuid.UUID(caught.value.extra["new_id"])
+
+
+def test_commands_go_out_once_and_results_come_back(world):
+    _, ingest = world
+    hello(ingest)
+    number = ingest.presence.command("a-1", "ls", path="/x")
+    assert ingest.presence.command("a-1", "ls", path="/x") == number
+    assert hello(ingest)["commands"] == [{"id": number, "do": "ls", "path": "/x"}]
+    assert hello(ingest)["commands"] == []
+    hello(ingest, results=[{"id": number, "answer": {"ok": True}}])
+    assert ingest.presence.wait_result(number, 1) == {"ok": True}
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner,
+                                                                max_size=3), max_leaves=6)
+KEYS = st.sampled_from([*record(), "hashes", "metadata", "moved_from", "error", "reason"])
+
+
+@settings(max_examples=150, deadline=None,
+          suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=st.lists(st.dictionaries(KEYS, JSON, max_size=3), max_size=4), outline=st.
+       dictionaries(st.sampled_from(["batch_id", "root", "agent", "removed", "rev", "after_rev",
+                                     "volume", "end_of_root"]), JSON, max_size=1))
+def test_whatever_is_posted_is_judged(world, changes, outline):
+    """Never anything but an answer or a refusal; what is stored can be shown and adds up."""
+    catalog, ingest = world
+    files = [{**record(f"/m/{number}"), **change} for number, change in enumerate(changes)]
+    try:
+        answer = ingest.batch({**batch(files), **outline}, "10.0.0.1")
+    except HttpError as error:
+        if error.status >= 500:
+            raise
+    else:
+        assert answer["ok"]
+    stored_files(catalog)
+
+
+def test_after_all_that_the_sums_are_right(world):
+    catalog, ingest = world
+    for change, _ in BAD_RECORDS:
+        ingest.batch(batch([{**record(), **change}, record("/m/ok")]), "10.0.0.1")
+    check_catalogue_sums(catalog.path)
