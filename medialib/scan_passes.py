@@ -23,7 +23,7 @@ from .scan_buffer import (
     error_text,
     retry_time,
 )
-from .scan_common import inode_key, same_version, to_native
+from .scan_common import inode_key, same_version, to_native, version_prefix
 from .scan_plan import STAT_WORK, ReaderPermits
 
 PASS_CHUNK_ROWS = 200
@@ -65,6 +65,7 @@ class CachePass:
         self.readers = plan.readers(info)
         self.permits = ReaderPermits(self.readers, plan.adaptive)
         self.buffer = ChangeBuffer(cache, plan.batch_size, on_stored or list)
+        self.unstored = set()  # contents whose result is in the buffer only
 
     def keep_going(self) -> bool:
         return self.control.keep_going()
@@ -76,6 +77,7 @@ class CachePass:
                 for row in self.rows():
                     if not self.keep_going():
                         break
+                    self.wait_for_twin(row, running)
                     if self.is_settled(row):
                         continue
                     self.begin(row)
@@ -96,6 +98,19 @@ class CachePass:
             for row in rows:
                 yield WaitingFile(*row)
             after = rows[-1][0]
+
+    def content_of(self, row) -> str:
+        """What rows share that need to be worked on only once."""
+        return version_prefix(row.inode_key)
+
+    def wait_for_twin(self, row, running: dict) -> None:
+        """Another name of the same content is under way: its result will do, once it is stored."""
+        content = self.content_of(row)
+        while any(self.content_of(other) == content for other in running.values()):
+            self.collect(running)
+        if content in self.unstored:
+            self.buffer.flush()
+            self.unstored.clear()
 
     def is_settled(self, row) -> bool:
         """Whether this row need not be worked on now."""
@@ -119,9 +134,12 @@ class CachePass:
         for future in done:
             row = running.pop(future)
             self.store(row, future.result())
+            self.unstored.add(self.content_of(row))
             self.permits.note(self.work_size(row))
             self.stats.last_progress = time.monotonic()
         self.buffer.flush_if_due()
+        if not self.buffer.changes:
+            self.unstored.clear()
 
     def work_size(self, row) -> int:
         return STAT_WORK
@@ -157,6 +175,9 @@ class ProbePass(CachePass):
     """Pass 2: ffprobe for each video that was not described yet."""
 
     stage = "probe"
+
+    def content_of(self, row) -> str:
+        return row.full_hash or version_prefix(row.inode_key)
 
     def tool(self) -> str | None:
         return self.plan.ffprobe.version

@@ -161,7 +161,9 @@ class World:
         raise AssertionError("not delivered")
 
     def known(self) -> dict:
-        return self.host.present()
+        """{path: row} of what the host shows as present now."""
+        return {path: row for path, row in self.host.present().items()
+                if self.host.root_state(row) != "offline"}
 
     def check(self, *, roots=None) -> None:
         """The host's present files are exactly those on disk (I1)."""

@@ -151,7 +151,8 @@ def test_a_cache_of_an_older_day_starts_above_the_host(world):
     fill(world, 5)
     world.sync()
     world.stop()
-    saved = open(world.cache_path, "rb").read()
+    with open(world.cache_path, "rb") as file:
+        saved = file.read()
     world.start()
     fill(world, 9)
     world.sync()

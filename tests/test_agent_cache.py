@@ -1,0 +1,410 @@
+"""What the cache and the scan keep: absence is not deletion, errors are remembered, disks move."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+
+import pytest
+
+from medialib import hash_window, scan_passes
+from medialib.agent_cache import AgentCache
+from medialib.ffprobe import Ffprobe
+from medialib.hashing import FileChanging
+from medialib.http_client import PeerUnreachable
+from tests import support
+from tests.agent_world import OpenCounter, World, age
+
+
+@pytest.fixture
+def world(tmp_path):
+    world = World(tmp_path / "world")
+    yield world
+    world.stop()
+
+
+@pytest.fixture
+def mounts():
+    """mount(args…) for tests that may mount; everything is unmounted at the end."""
+    support.need_root()
+    support.need("mount", "umount", "mkfs.ext4")
+    done = []
+
+    def mount(*arguments):
+        os.makedirs(arguments[-1], exist_ok=True)
+        subprocess.run(["mount", *map(str, arguments)], check=True)
+        done.append(str(arguments[-1]))
+
+    yield mount
+    for place in reversed(done):
+        subprocess.run(["umount", "-l", place], check=False, stderr=subprocess.DEVNULL)
+
+
+def unmount(place) -> None:
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def image(path) -> str:
+    with open(path, "wb") as file:
+        file.truncate(16 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-F", str(path)], check=True)
+    return str(path)
+
+
+def fill(world, names=("a.txt", "f/b.mkv", "f/g/c.jpg")) -> None:
+    for name in names:
+        world.write(name)
+
+
+def check_untouched(world, before: dict) -> None:
+    """Whatever the scan saw, no row changed its state (I3)."""
+    world.scan()
+    assert world.deliver()
+    assert world.host.states() == before
+
+
+# Roots that are away
+
+def test_a_missing_root_changes_nothing(world):
+    fill(world)
+    world.sync()
+    before = world.host.states()
+    os.rename(world.roots[0], world.roots[0] + ".away")
+    check_untouched(world, before)
+    assert world.host.roots[0]["state"] == "offline"
+    os.rename(world.roots[0] + ".away", world.roots[0])
+    world.check_quiet()
+    world.check()
+    assert world.host.roots[0]["state"] == "online"
+
+
+def test_an_empty_root_changes_nothing_until_it_is_accepted(world):
+    fill(world)
+    world.sync()
+    before = world.host.states()
+    shutil.rmtree(world.roots[0])
+    os.mkdir(world.roots[0])
+    check_untouched(world, before)
+    assert world.service.accept_empty(world.roots[0])
+    world.sync()
+    assert world.known() == {}
+    assert set(world.host.states().values()) == {"missing"}
+
+
+@pytest.mark.parametrize("lost", ["cleared", "deleted"])
+def test_a_cache_without_memory_takes_no_empty_root_for_deletions(world, lost):
+    fill(world)
+    world.sync()
+    before = world.host.states()
+    if lost == "cleared":
+        world.cache.clear()
+    else:
+        world.stop()
+        os.remove(world.cache_path)
+        world.start()
+    os.rename(world.roots[0], world.roots[0] + ".away")
+    os.mkdir(world.roots[0])
+    check_untouched(world, before)
+
+
+def test_a_cache_without_memory_and_host_takes_no_empty_root_for_deletions(world):
+    fill(world)
+    world.sync()
+    before = world.host.states()
+    world.stop()
+    os.remove(world.cache_path)
+    world.start()
+    os.rename(world.roots[0], world.roots[0] + ".away")
+    os.mkdir(world.roots[0])
+    world.host.hello_fail = [PeerUnreachable("away")] * 3
+    world.scan()
+    world.host.hello_fail = []
+    assert world.deliver()
+    assert world.host.states() == before
+
+
+def test_everything_but_one_deleted_is_a_deletion(world):
+    fill(world)
+    world.sync()
+    shutil.rmtree(world.path("f"))
+    world.sync()
+    world.check()
+
+
+def test_an_unreadable_folder_hides_nothing(world):
+    fill(world)
+    world.sync()
+    before = world.host.states()
+    real = os.scandir
+
+    def scandir(handle):
+        path = os.readlink(f"/proc/self/fd/{handle}") if isinstance(handle, int) else handle
+        if str(path).endswith("/f"):
+            raise OSError(5, "Input/output error")
+        return real(handle)
+
+    os.scandir = scandir
+    try:
+        check_untouched(world, before)
+        assert world.service.left_over()
+    finally:
+        os.scandir = real
+    world.check_quiet()
+    assert world.service.left_over() == []
+
+
+def test_an_unmounted_root_is_offline_and_comes_back_unread(world, mounts, tmp_path):
+    place = world.roots[0]
+    mounts("-o", "loop", image(tmp_path / "disk"), place)
+    fill(world)
+    world.sync()
+    before = world.host.states()
+    unmount(place)
+    check_untouched(world, before)
+    elsewhere = str(tmp_path / "elsewhere")
+    mounts("-o", "loop", str(tmp_path / "disk"), elsewhere)
+    world.set_roots([elsewhere])
+    with OpenCounter() as opened:
+        world.sync()
+    assert opened.paths == []
+    assert world.host.states() == before
+    shutil.rmtree(os.path.join(elsewhere, "lost+found"))
+    world.check()
+
+
+def test_another_disk_at_the_path_leaves_the_first_alone(world, mounts, tmp_path):
+    place = world.roots[0]
+    mounts("-o", "loop", image(tmp_path / "one"), place)
+    fill(world)
+    world.sync()
+    before = world.host.states()
+    unmount(place)
+    mounts("-o", "loop", image(tmp_path / "two"), place)
+    world.write("other.txt")
+    world.sync()
+    assert {number: world.host.states()[number] for number in before} == before
+    unmount(place)
+    mounts("-o", "loop", str(tmp_path / "one"), place)
+    with OpenCounter() as opened:
+        world.sync()
+    assert opened.paths == []
+    world.check()
+
+
+def test_one_disk_at_two_places_is_one_root(world, mounts, tmp_path):
+    mounts("-o", "loop", image(tmp_path / "disk"), world.roots[0])
+    twin = str(tmp_path / "twin")
+    mounts("--bind", world.roots[0], twin)
+    fill(world)
+    world.set_roots([*world.roots, twin])
+    world.sync()
+    assert len(world.known()) == 3
+    world.set_roots(world.roots[:1])
+    world.check_quiet()
+
+
+def test_unmounted_in_the_middle_of_a_scan(world, mounts):
+    place = world.roots[0]
+    mounts("-t", "tmpfs", "none", place)
+    fill(world, [f"d{number}/x.txt" for number in range(9)])
+    world.sync()
+    before = world.host.states()
+    control = world.service.scanner.control
+    left, real = [6], control.keep_going
+
+    def keep_going():
+        left[0] -= 1
+        if left[0] == 0:
+            subprocess.run(["umount", "-l", place], check=True)
+        return real()
+
+    control.keep_going = keep_going
+    check_untouched(world, before)
+    assert world.host.roots[0]["state"] == "offline"
+
+
+# Files that resist
+
+def test_unreadable_files_are_catalogued_and_tried_again_when_they_change(world, monkeypatch):
+    fill(world)
+    bad = world.path("f/b.mkv")
+    real = hash_window.sample_hash_file
+    denied = {bad}
+
+    def hash_file(native, *args, **named):
+        if native in denied:
+            raise PermissionError(13, "Permission denied")
+        return real(native, *args, **named)
+
+    monkeypatch.setattr(hash_window, "sample_hash_file", hash_file)
+    world.sync()
+    assert world.known()[bad]["hashes"] is None
+    assert world.known()[bad]["error"]["class"] == "EACCES"
+    world.check_quiet()  # its time has not come
+    denied.clear()
+    os.chmod(bad, 0o600)
+    world.sync()
+    world.check()
+    assert world.known()[bad]["error"] is None
+    assert world.service.left_over() == []
+
+
+def test_a_file_that_changes_while_it_is_read_has_no_hash(world, monkeypatch):
+    fill(world)
+    bad = world.path("a.txt")
+    real = hash_window.sample_hash_file
+
+    def hash_file(native, *args, **named):
+        if native == bad:
+            raise FileChanging("written to")
+        return real(native, *args, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(hash_window, "sample_hash_file", hash_file)
+        world.sync()
+    assert world.known()[bad]["hashes"] is None
+    world.sync()
+    world.check()
+
+
+def test_hard_links_are_read_once(world):
+    path = world.write("a.txt", b"x" * 20000)
+    for number in range(9):
+        os.link(path, world.path(f"link{number}"))
+    with OpenCounter() as opened:
+        world.sync()
+    assert len(opened.paths) == 2  # the samples of one name, then all of one
+    world.check()
+    os.link(path, world.path("one.more"))
+    with OpenCounter() as opened:
+        world.sync()
+    assert len(opened.paths) == 1
+    world.check()
+    world.check_quiet()
+
+
+def test_another_algorithm_reads_once_more(world):
+    fill(world)
+    world.sync()
+    world.host.config["hash_sample_size"] = 8192
+    with OpenCounter() as opened:
+        world.sync()
+    assert len(opened.paths) == 3
+    world.check_quiet()
+
+
+def test_another_kind_is_told_without_reading(world):
+    fill(world)
+    world.sync()
+    world.host.config["other_extensions"] = []
+    with OpenCounter() as opened:
+        world.sync()
+    assert opened.paths == []
+    assert world.known()[world.path("a.txt")]["kind"] == "unknown"
+    world.check_quiet()
+
+
+def test_a_fresh_stamp_is_looked_at_twice(world):
+    path = world.path("a.txt")
+    with open(path, "wb") as file:
+        file.write(b"one")
+    stamp = os.stat(path).st_mtime_ns
+    with OpenCounter() as opened:
+        world.sync()
+    assert opened.paths == [path, path]
+    assert os.stat(path).st_mtime_ns == stamp
+    world.check_quiet()
+
+
+# Probes
+
+class Crash(BaseException):
+    """The end of the program, as far as the cache is concerned."""
+
+
+def probing(monkeypatch, outcome):
+    asked = []
+
+    def probe(ffprobe, native, **_):
+        asked.append(os.path.basename(native))
+        return outcome(native)
+
+    monkeypatch.setattr(scan_passes, "probe_file", probe)
+    return asked
+
+
+def test_a_video_that_ends_the_program_is_left_alone_the_third_time(world, monkeypatch):
+    world.ffprobe = Ffprobe("/usr/bin/ffprobe", "1")
+    world.host.config["agent_max_workers"] = 1
+    fill(world, ("a.mkv", "b.mkv", "c.mkv"))
+
+    def outcome(native):
+        if native.endswith("b.mkv"):
+            raise Crash
+        return {"duration": 1.0}
+
+    asked = probing(monkeypatch, outcome)
+    # What a killed program leaves behind: the row, without the verdict.
+    monkeypatch.setattr(AgentCache, "forget_unfinished", lambda cache: None)
+    for _ in range(3):
+        with contextlib.suppress(Crash):
+            world.scan()
+        world.restart()
+    assert asked.count("b.mkv") == 3
+    asked.clear()
+    world.sync()
+    assert "b.mkv" not in asked
+    described = {os.path.basename(path) for path, row in world.known().items() if row["metadata"]}
+    assert described == {"a.mkv", "c.mkv"}
+    assert world.known()[world.path("b.mkv")]["error"]["class"] == "crashes"
+
+
+# The cache itself
+
+def test_a_damaged_cache_is_set_aside(world):
+    fill(world)
+    world.sync()
+    world.stop()
+    with open(world.cache_path, "r+b") as file:
+        file.write(b"garbage" * 999)
+    world.start()
+    assert os.path.exists(world.cache.set_aside)
+    world.sync()
+    world.check()
+
+
+def test_the_tables_have_the_columns_of_the_original_description(tmp_path):
+    cache = AgentCache(str(tmp_path / "agent_cache.db"))
+    columns = {table: [row[1] for row in cache.store.rows(f"PRAGMA table_info({table})")]
+               for table in ("agent_index", "outbox", "scan_progress")}
+    assert columns["agent_index"][:13] == [
+        "path", "inode_key", "size", "mtime", "ctime", "probed", "hashed", "hash_algo",
+        "hash_sample_size", "sample_hash", "full_hash", "last_seen", "last_hashed_at"]
+    assert columns["outbox"][:4] == ["id", "batch_id", "payload_json", "created_at"]
+    assert columns["scan_progress"] == ["root", "phase", "last_path", "updated_at"]
+    assert cache.info()["rows"] == {"agent_index": 0, "outbox": 0, "scan_progress": 0}
+    cache.close()
+
+
+def test_clearing_in_the_middle_of_a_scan(world):
+    fill(world, [f"d{number}/x.txt" for number in range(9)])
+    control = world.service.scanner.control
+    left, real = [6], control.keep_going
+
+    def keep_going():
+        left[0] -= 1
+        if left[0] == 0:
+            world.cache.clear()
+        return real()
+
+    control.keep_going = keep_going
+    world.scan()
+    del control.keep_going
+    world.sync()
+    world.check()
+    age(world.write("d1/x.txt"))
+    world.sync()
+    world.check()
+    world.check_quiet()
