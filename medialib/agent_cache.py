@@ -87,14 +87,15 @@ class AgentCache:
         return self.store.one("SELECT count(*) FROM (SELECT 1 FROM agent_index WHERE folder_id = ?"
                               " LIMIT ?)", (folder_id, at_most))[0]
 
-    def files_at(self, paths: list) -> dict:
-        """{path: KnownFile} for those of the paths that are known."""
+    def files_at(self, root_id: int, paths: list) -> dict:
+        """{path: KnownFile} for those of the paths that are known as files of this root."""
         found = {}
         for start in range(0, len(paths), LOOKUP_CHUNK):
             part = paths[start:start + LOOKUP_CHUNK]
             marks = ",".join("?" * len(part))
-            for row in self.store.rows(f"SELECT {KNOWN_FILE_COLUMNS} FROM agent_index"
-                                       f" WHERE path IN ({marks})", tuple(part)):
+            for row in self.store.rows(
+                    f"SELECT {KNOWN_FILE_COLUMNS} FROM agent_index WHERE path IN ({marks})"
+                    " AND +root_id = ?", (*part, root_id)):
                 found[row[0]] = row
         return found
 

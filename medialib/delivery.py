@@ -322,7 +322,7 @@ class Delivery:
             page = self.transport.names({"agent": self._agent(), **root_body(root), "folder": rel,
                                          "after": after, "limit": NAMES_PAGE, "full": False})
             paths = [root.file_path(join_rel(rel, file["name"])) for file in page["files"]]
-            known = self.cache.files_at(paths)
+            known = self.cache.files_at(root.id, paths)
             for path in paths:
                 if path not in known:
                     self.cache.outbox.remove_path(root, path)

@@ -206,7 +206,8 @@ class RootScan:
         names = listing.names
         for start in range(0, len(names), BIG_FOLDER_PART):
             part = names[start:start + BIG_FOLDER_PART]
-            known = self.cache.files_at([prefix + to_text(name) for name in part])
+            known = self.cache.files_at(self.root.id,
+                                        [prefix + to_text(name) for name in part])
             self._compare(listing, part, folder_id, prefix, known)
             self.buffer.flush_if_due()
             if not self.control.keep_going():

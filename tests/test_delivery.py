@@ -308,3 +308,17 @@ def test_an_older_host_gets_plain_batches(world):
     count = len(client.posts)
     world.sync()
     assert len(client.posts) == count
+
+
+def test_a_new_root_inside_another_with_a_lost_cache(world):
+    fill(world, 4)
+    world.sync()
+    world.stop()
+    os.remove(world.cache_path)
+    world.start()
+    world.set_roots([*world.roots, world.path("f1")])
+    world.sync()
+    assert len(world.known()) == 4
+    world.set_roots(world.roots[:1])
+    world.sync()
+    world.check()
