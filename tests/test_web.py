@@ -358,3 +358,23 @@ def test_forgetting_says_the_count_first(browser, running, root, tmp_path):
     browser.shows("dialog", f"{FILES} files")
     browser.click("dialog footer .danger", f"Forget {FILES}")
     browser.until(lambda: host.post("/api/summary")["files"] in (0, FILES), "the answer")
+
+
+@pytest.mark.parametrize("sort", ["name", "size", "mtime", "changed", "first_seen", "duration"])
+@pytest.mark.parametrize("filter_", [
+    {}, {"kind": ["image", "video"]}, {"state": "present"}, {"q": "picture"}, {"height": {"min": 1}},
+])
+def test_a_jump_lands_where_paging_does(host, sort, filter_):
+    for order in ("asc", "desc"):
+        body = {"filter": filter_, "sort": sort, "order": order}
+        rows = support.all_rows(host.url, "/api/files", body, "files")
+        for skip in (1, len(rows) // 2, len(rows) - 1, len(rows), len(rows) + 5):
+            if skip > 0:
+                answer = host.post("/api/files", {**body, "skip": skip, "limit": 3})
+                assert answer["skipped"] == skip
+                assert [file["id"] for file in answer["files"]] == [
+                    file["id"] for file in rows[skip:skip + 3]]
+        if len(rows) > 4:
+            third = host.post("/api/files", {**body, "limit": 2})["next"]
+            answer = host.post("/api/files", {**body, "after": third, "skip": 2, "limit": 1})
+            assert answer["files"][0]["id"] == rows[4]["id"]

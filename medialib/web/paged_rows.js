@@ -83,6 +83,7 @@ export class PagedRows {
     this.pages.set(page, files);
     if (next) this.tokens.set(page + 1, next);
     else if (files.length || page === 0) this.total = page * PAGE + files.length;
+    else this.total = Math.min(this.total ?? Infinity, page * PAGE); // it ends somewhere before
     this.forgetFar(page);
     this.onchange();
   }
