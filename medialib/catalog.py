@@ -216,7 +216,7 @@ class ChangeSet:
     def finish(self) -> None:
         for batch in self._batches:
             batch.changes.save(self.tools.folders)
-            update_duplicates(self.db, batch.changes.duplicate_keys)
+            update_duplicates(self.db, batch.changes.joined, batch.changes.left)
         if self.tools.search.behind(self.counters) > SEARCH_BEHIND:
             self.tools.search.index_more(self.db, self.counters)
         self.counters.save()

@@ -205,16 +205,17 @@ class FileBatch:
         self.db.executemany(FILE_INSERT, inserts)
 
     def _new_row(self, root: CatalogRoot, record: FileRecord, place: tuple) -> FileRow:
-        words, db = self.tools.words, self.db
-        flags = (record.whole | (FLAG_PROBED if record.metadata else 0)
-                 | (FLAG_ERROR if record.error else 0))
-        row = FileRow(
-            self.counters.next("file"), place[0], place[1], record.kind,
-            words.id_of(db, record.ext), record.size, record.mtime_ns, record.mtime, record.ctime,
-            record.ino, record.dev, record.key_text, record.algo, record.sample_size,
-            record.sample_hash, record.full_hash, flags, STATE_PRESENT,
+        words, db, flags = self.tools.words, self.db, record.whole
+        if record.metadata:
+            flags |= FLAG_PROBED
+        if record.error:
+            flags |= FLAG_ERROR
+        # `record[4:15]` are the columns from size to full_hash, which both have in this order.
+        row = tuple.__new__(FileRow, (
+            self.counters.next("file"), *place, record.kind, words.id_of(db, record.ext),
+            *record[4:15], flags, STATE_PRESENT,
             words.id_of(db, record.reason) if record.reason else None,
-            self.now, self.now, self.counters.next("seq"))
+            self.now, self.now, self.counters.next("seq")))
         meta = self._put_meta(row.id, record.metadata) if record.metadata else None
         if record.error:
             self._put_error(row.id, record.error)

@@ -47,9 +47,10 @@ class DuplicateMember(collections.namedtuple(
         return ("agent", self.agent, self.dev, self.ino)
 
 
-def update_duplicates(db, keys: set) -> None:
-    """Count the groups again that rows with these keys (see duplicate_key_of) are or were in."""
-    keys = _postpone_large(db, keys)
+def update_duplicates(db, joined: set, left: set) -> None:
+    """Count the groups again that rows with these keys (see duplicate_key_of) have joined or left.
+    """
+    keys = _postpone_large(db, left | _shared_keys(db, joined - left))
     if not keys:
         return
     samples = {key[:4] for key in keys}
@@ -79,6 +80,23 @@ def _postpone_large(db, keys: set) -> set:
 def _in_chunks(values: list):
     for start in range(0, len(values), DUPLICATE_CHUNK):
         yield values[start:start + DUPLICATE_CHUNK]
+
+
+def _shared_keys(db, keys: set) -> set:
+    """The keys that another file may have as well. Most hashes are nobody else's: the two indexes
+    alone tell, and no row need be fetched.
+    """
+    prefixes = {hash_[:HASH_PREFIX_BYTES] for key in keys for hash_ in key[3:] if hash_}
+    counts: collections.Counter = collections.Counter()
+    for part in _in_chunks(list(prefixes)):
+        for column in ("sample_hash", "full_hash"):
+            prefix = f"substr({column}, 1, {HASH_PREFIX_BYTES})"
+            counts.update([row[0] for row in db.execute(
+                f"SELECT {prefix} FROM file WHERE {prefix} IN ({','.join('?' * len(part))})"
+                f" AND {column} IS NOT NULL", part)])
+    shared = {prefix for prefix, count in counts.items() if count > 1}
+    return {key for key in keys if shared and not shared.isdisjoint(
+        hash_[:HASH_PREFIX_BYTES] for hash_ in key[3:] if hash_)}
 
 
 def _members_sharing(db, hashes: list) -> list:
@@ -202,7 +220,7 @@ def recount_root_duplicates(db, root_id: int, after: int, limit: int) -> int | N
         " FROM file f JOIN folder d ON d.id = f.folder WHERE f.id > ? AND d.root = ?"
         " AND f.sample_hash IS NOT NULL AND f.size > 0 AND f.state = ? ORDER BY f.id LIMIT ?",
         (after, root_id, STATE_PRESENT, limit)).fetchall()
-    update_duplicates(db, {
+    update_duplicates(db, set(), {
         (size, algo, sample_size, sample, sample if flags & FLAG_WHOLE else full)
         for _, size, algo, sample_size, sample, full, flags in rows})
     return rows[-1][0] if len(rows) == limit else None

@@ -12,7 +12,7 @@ from .catalog_schema import (
     FLAG_WHOLE,
     KIND_NAMES,
 )
-from .scan_common import DIGEST_MODULUS, join_rel, row_digest, same_version
+from .scan_common import DIGEST_MODULUS, row_digest, same_version
 
 INODE_MASK = (1 << 64) - 1
 INT64_MAX = (1 << 63) - 1
@@ -138,10 +138,12 @@ def full_hash_of(row) -> bytes | None:
 
 def digest_of_row(row, rel_folder: str) -> int:
     """scan_common.row_digest of a stored row."""
-    sample, full = row.sample_hash, full_hash_of(row)
+    sample, full = row.sample_hash, row.full_hash
+    sample_hex = sample.hex() if sample else None
+    full_hex = sample_hex if row.flags & FLAG_WHOLE else full.hex() if full else None
     return row_digest(
-        join_rel(rel_folder, row.name), row_inode_key(row), KIND_NAMES[row.kind],
-        ALGO_NAMES.get(row.algo), sample.hex() if sample else None, full.hex() if full else None,
+        f"{rel_folder}/{row.name}" if rel_folder else row.name, row_inode_key(row),
+        KIND_NAMES[row.kind], ALGO_NAMES.get(row.algo), sample_hex, full_hex,
         row.flags & FLAG_PROBED,
     )
 

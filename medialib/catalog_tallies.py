@@ -49,6 +49,11 @@ def resolution_bound(width: int | None, height: int | None) -> int | None:
     return next(bound for bound, _ in RESOLUTION_CLASSES if lines >= bound)
 
 
+def add_to(entry: list, files: int, size: int) -> None:
+    entry[0] += files
+    entry[1] += size
+
+
 class TallyChanges:
     """Collects what rows were added and taken away; `save` writes the sums once."""
 
@@ -58,7 +63,9 @@ class TallyChanges:
         self.facet: dict = collections.defaultdict(lambda: [0, 0])
         self.folder: dict = collections.defaultdict(lambda: [0, 0])
         self.roots: dict = {}
-        self.duplicate_keys: set = set()
+        # The duplicate keys (see duplicate_key_of) of rows that came and of rows that went.
+        self.joined: set = set()
+        self.left: set = set()
 
     def add(self, row: FileRow, root: CatalogRoot, rel_folder: str, meta: MetaRow | None) -> None:
         self._count(row, root, rel_folder, meta, 1)
@@ -67,28 +74,25 @@ class TallyChanges:
         self._count(row, root, rel_folder, meta, -1)
 
     def _count(self, row, root, rel_folder, meta, sign) -> None:
-        size = sign * row.size
-        entries = [
-            self.tally[root.id, row.kind, row.ext, row.reason or 0, row.state],
-            self.facet[root.id, row.state, FACET_WEEK, row.mtime_ns // WEEK_NS],
-        ]
+        # Every row that is written comes through here: the two sums that all have, and the rest.
+        state, size = row.state, sign * row.size
+        add_to(self.tally[root.id, row.kind, row.ext, row.reason or 0, state], sign, size)
+        add_to(self.facet[root.id, state, FACET_WEEK, row.mtime_ns // WEEK_NS], sign, size)
         if meta is not None:
-            entries += self._meta_entries(row, root, meta)
+            for entry in self._meta_entries(row, root, meta):
+                add_to(entry, sign, size)
         self.roots[root.id] = root
-        if row.state == STATE_PRESENT:
-            entries.append(self.folder[row.folder])
-            root.files += sign
-            root.bytes += size
-            root.digest = signed_sum(root.digest + sign * digest_of_row(row, rel_folder))
-            key = duplicate_key_of(row)
-            if key is not None:
-                self.duplicate_keys.add(key)
-        else:
+        if state != STATE_PRESENT:
             root.missing += sign
             root.missing_bytes += size
-        for entry in entries:
-            entry[0] += sign
-            entry[1] += size
+            return
+        add_to(self.folder[row.folder], sign, size)
+        root.files += sign
+        root.bytes += size
+        root.digest = signed_sum(root.digest + sign * digest_of_row(row, rel_folder))
+        key = duplicate_key_of(row)
+        if key is not None:
+            (self.joined if sign > 0 else self.left).add(key)
 
     def _meta_entries(self, row, root, meta) -> list:
         values = (

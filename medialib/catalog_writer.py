@@ -122,6 +122,9 @@ class CatalogWriter:
 
     def _commit_group(self, jobs: list) -> None:
         """One transaction. When it is lost as a whole, each job is tried once in one of its own."""
+        if len(jobs) == 1:
+            self._commit_alone(jobs[0])
+            return
         outcomes: list = []
         try:
             with self.store.atomic() as db:
@@ -157,21 +160,28 @@ class CatalogWriter:
         db.execute("RELEASE job")
         return result, None
 
+    def _commit_alone(self, job: WriteJob) -> None:
+        """A transaction of its own needs no savepoint, for which SQLite copies every page."""
+        try:
+            with self.store.atomic() as db:
+                result = job.work(db)
+        except (StoreError, sqlite3.Error) as error:
+            self.on_failure()
+            self._fail(job, error)
+        except Exception as error:  # the job's own refusal: nothing is wrong with the catalogue
+            self.on_failure()
+            self._answer([job], [(None, error)])
+        else:
+            self.commits += 1
+            self.last_error = None
+            self._answer([job], [(result, None)])
+
     def _retry_alone(self, jobs: list, error: Exception) -> None:
         if len(jobs) == 1:
             self._fail(jobs[0], error)
             return
         for job in jobs:
-            try:
-                with self.store.atomic() as db:
-                    outcome = self._run_in_savepoint(db, job)
-            except (StoreError, sqlite3.Error) as again:
-                self.on_failure()
-                self._fail(job, again)
-            else:
-                self.commits += 1
-                self.last_error = None
-                self._answer([job], [outcome])
+            self._commit_alone(job)
 
     def _fail(self, job: WriteJob, error: Exception) -> None:
         if isinstance(error, sqlite3.Error):

@@ -71,16 +71,13 @@ class RecordChecker:
     def __init__(self, prefix: str = "", classifier: Classifier | None = None):
         self.prefix = prefix
         self._classifier = classifier
+        self._folder: str | None = None  # the last folder found right, for the next file in it
 
     def check(self, index: int, raw) -> FileRecord:
         if not isinstance(raw, dict):
             raise RecordError("a record must be an object")
-        path = check_path(raw.get("path"))
-        if not path.startswith(self.prefix):
-            raise RecordError("path is not inside the batch's root")
-        name = path[path.rfind("/") + 1:]
-        if not name or len(name) > NAME_LENGTH:
-            raise RecordError(f"the name must have 1 to {NAME_LENGTH} characters")
+        path = raw.get("path")
+        name = self._name(path)
         ext = ext_of(name)
         kind, reason = self._kind(raw, name, ext)
         size = raw.get("size")
@@ -94,13 +91,33 @@ class RecordChecker:
         metadata = raw.get("metadata")
         moved_from = raw.get("moved_from")
         error = raw.get("error")
-        return FileRecord(
+        # Made without the named tuple's own __new__: this runs for every record of a batch.
+        return tuple.__new__(FileRecord, (
             index, path, kind, ext, size, *check_identity(raw.get("inode_key"), size, mtime, ctime),
             *(NO_HASHES if hashes is None else check_hashes(hashes, size)), reason,
             None if metadata is None else check_metadata(metadata),
             None if moved_from is None else check_path(moved_from, "moved_from"),
             None if error is None else check_error(error),
-        )
+        ))
+
+    def _name(self, path) -> str:
+        """The name at the end of a record's path, when the path is right; the folder is looked at
+        once for all of its files that follow one another.
+        """
+        cut = path.rfind("/") if isinstance(path, str) else -1
+        if cut > 0 and path[:cut] == self._folder and len(path) <= PATH_LENGTH:
+            name = path[cut + 1:]
+            if name.isascii() and "\0" not in name and name not in ("", ".", "..") \
+                    and len(name) <= NAME_LENGTH:
+                return name
+        check_path(path)
+        if not path.startswith(self.prefix):
+            raise RecordError("path is not inside the batch's root")
+        name = path[cut + 1:]
+        if not name or len(name) > NAME_LENGTH:
+            raise RecordError(f"the name must have 1 to {NAME_LENGTH} characters")
+        self._folder = path[:cut]
+        return name
 
     def _kind(self, raw: dict, name: str, ext: str) -> tuple:
         """(code, reason); the reason is kept for junk only."""
@@ -142,6 +159,19 @@ def check_identity(key, size: int, mtime: float, ctime: float | None) -> tuple:
     if not isinstance(key, str) or len(key) > 200:
         raise RecordError("inode_key must be a text such as size:mtime_ns:ino:dev")
     try:
+        _, mtime_ns, ino, dev = key.split(":")
+        mtime_ns, ino, dev = int(mtime_ns), int(ino), int(dev)
+    except ValueError:
+        return _unusual_identity(key, size, mtime, ctime)
+    # Only the form that we write ourselves comes out as it went in.
+    if key == f"{size}:{mtime_ns}:{ino}:{dev}" and 0 <= ino <= INT64_MAX and _fits(mtime_ns, dev):
+        return mtime_ns, _exact_or_none(mtime, mtime_ns), ctime, ino, dev, None
+    return _unusual_identity(key, size, mtime, ctime)
+
+
+def _unusual_identity(key: str, size: int, mtime: float, ctime: float | None) -> tuple:
+    """The same of an older agent's key, or of numbers that do not fit our columns."""
+    try:
         key_size, mtime_ns, ino, dev = parse_inode_key(key)
     except ValueError:
         raise RecordError("inode_key must look like size:mtime_ns:ino:dev") from None
@@ -154,8 +184,8 @@ def check_identity(key, size: int, mtime: float, ctime: float | None) -> tuple:
     return mtime_ns, _exact_or_none(mtime, mtime_ns), ctime, stored_ino, dev, key_text
 
 
-def _fits(*numbers: int) -> bool:
-    return all(-INT64_MAX <= number <= INT64_MAX for number in numbers)
+def _fits(mtime_ns: int, dev: int) -> bool:
+    return -INT64_MAX <= mtime_ns <= INT64_MAX and -INT64_MAX <= dev <= INT64_MAX
 
 
 def _exact_or_none(mtime: float, mtime_ns: int) -> float | None:
@@ -181,18 +211,24 @@ def check_hashes(hashes, size: int) -> tuple:
         algo = "sha256"  # older agents without xxhash kept its label
     if sample is None:
         raise RecordError("hashes.sample_hash is missing")
-    sample = check_digest(sample, algo, "sample_hash")
-    full = None if full is None else check_digest(full, algo, "full_hash")
-    if full is not None and full == sample and size <= 3 * sample_size:
-        return algo_code(algo), sample_size, sample, None, FLAG_WHOLE
+    same, sample = full == sample, check_digest(sample, algo, "sample_hash")
+    if full is not None:
+        full = sample if same else check_digest(full, algo, "full_hash")
+        if full == sample and size <= 3 * sample_size:
+            return algo_code(algo), sample_size, sample, None, FLAG_WHOLE
     return algo_code(algo), sample_size, sample, full, 0
 
 
 def check_digest(digest, algo: str, what: str) -> bytes:
     wanted = DIGEST_LENGTHS[algo]
-    if not isinstance(digest, str) or len(digest) != wanted or not HEX_DIGITS.issuperset(digest):
-        raise RecordError(f"hashes.{what} must be {wanted} hexadecimal digits for {algo}")
-    return bytes.fromhex(digest)
+    if isinstance(digest, str) and len(digest) == wanted:
+        try:
+            packed = bytes.fromhex(digest)  # it passes over blanks, which leave it too short
+        except ValueError:
+            packed = b""
+        if 2 * len(packed) == wanted:
+            return packed
+    raise RecordError(f"hashes.{what} must be {wanted} hexadecimal digits for {algo}")
 
 
 def check_metadata(metadata) -> tuple:

@@ -356,9 +356,9 @@ def row_digest(rel_path: str, inode_key: str, kind: str, algo: str | None,
     """A 64-bit number for one row. The sum over a root modulo DIGEST_MODULUS does not depend on
     the order, so both sides can compare what they hold without sending it.
     """
-    parts = (
-        rel_path, inode_key[:inode_key.rfind(":")], kind, algo or "", sample_hash or "",
-        full_hash or "", "1" if probed else "0",
+    text = (
+        f"{rel_path}\0{inode_key[:inode_key.rfind(':')]}\0{kind}\0{algo or ''}\0"
+        f"{sample_hash or ''}\0{full_hash or ''}\0{'1' if probed else '0'}"
     )
-    packed = "\0".join(parts).encode("utf-8", "surrogatepass")
+    packed = text.encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "big")
