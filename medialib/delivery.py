@@ -54,7 +54,7 @@ class Delivery:
     def start(self) -> None:
         self._thread.start()
 
-    def stop(self, timeout_s: float = 4.0) -> None:
+    def stop(self, timeout_s: float = 2.0) -> None:
         self._stop.set()
         self._wake.set()
         if self._thread.is_alive():
