@@ -114,13 +114,14 @@ def test_without_a_data_folder_nothing_is_written(agents, silent_host, tmp_path)
     work = tmp_path / "readonly"
     work.mkdir(mode=0o555)
     tmp_path.chmod(0o755)
-    for parent in tmp_path.parents[:2]:
+    for parent in list(tmp_path.parents)[:2]:
         parent.chmod(0o755)
     python = "/usr/bin/python3" if os.path.exists("/usr/bin/python3") else sys.executable
     command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "env",
                f"HOME={work}", f"PYTHONPATH={support.ROOT}", python, "-m", "medialib",
                "agent", "127.0.0.1:1", agents.tree, "--port", "0", "--once", "-q"]
-    if subprocess.run([*command[:-8], "--version"], capture_output=True, check=False).returncode:
+    trial = [*command[:-7], "agent", "--version"]
+    if subprocess.run(trial, capture_output=True, check=False).returncode:
         support.lack("this Python cannot be run by another user")
     done = subprocess.run(command, cwd=work, capture_output=True, text=True, timeout=40,
                           check=False)
