@@ -282,6 +282,10 @@ class AgentCache:
         """At the end of a scan of everything, what did not turn up again is gone."""
         with self.store.atomic() as db:
             db.execute("DELETE FROM former")
+            if self.error_count:
+                db.execute("DELETE FROM agent_error WHERE stage != 'list' AND NOT EXISTS"
+                           " (SELECT 1 FROM agent_index i WHERE i.path = agent_error.path)")
+                self.error_count = db.execute("SELECT count(*) FROM agent_error").fetchone()[0]
 
     def is_empty(self) -> bool:
         """Nothing is known of any path, not even that it is gone."""

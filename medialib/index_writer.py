@@ -150,20 +150,27 @@ class IndexWriter:
 
     def take_from(self, put: PutFile) -> str | None:
         """Remove the row that moved to put.path; the old path as the host knows it."""
+        if self.cache.error_count:
+            self.move_failures(put)
         old = self.old_row(put.moved_from)
         if old is None or version_prefix(old["inode_key"]) != version_prefix(put.inode_key):
             return put.moved_from
         self.drop_totals(old)
         self.db.execute("DELETE FROM agent_index WHERE path = ?", (put.moved_from,))
-        if self.cache.error_count:  # what ffprobe could not do it cannot do under the new name
-            self.db.execute("UPDATE OR REPLACE agent_error SET path = ?, root_id = ?"
-                            " WHERE path = ?", (put.path, put.root_id, put.moved_from))
         undelivered = old["rev"] > self.told
         if undelivered or old["root_id"] != put.root_id:
             self.tombstone(put.moved_from, old["root_id"])
         if undelivered and old["moved_from"]:
             return old["moved_from"] if old["moved_from"] != put.path else None
         return put.moved_from
+
+    def move_failures(self, put: PutFile) -> None:
+        """What ffprobe could not do it cannot do under the new name either."""
+        prefix = version_prefix(put.inode_key)
+        self.db.execute(
+            "UPDATE OR REPLACE agent_error SET path = ?, root_id = ?"
+            " WHERE path = ? AND inode_key >= ? AND inode_key < ?",
+            (put.path, put.root_id, put.moved_from, prefix, prefix[:-1] + ";"))
 
     def gone(self, change: GoneFile) -> None:
         old = self.old_row(change.path)
@@ -172,8 +179,11 @@ class IndexWriter:
         self.keep_former(change.path)
         self.drop_totals(old)
         self.db.execute("DELETE FROM agent_index WHERE path = ?", (change.path,))
-        self.cache.error_count -= self.db.execute("DELETE FROM agent_error WHERE path = ?",
-                                                  (change.path,)).rowcount
+        if self.cache.error_count:
+            # What ffprobe said waits for the file to turn up elsewhere, until forget_former.
+            self.cache.error_count -= self.db.execute(
+                "DELETE FROM agent_error WHERE path = ? AND stage != 'probe'",
+                (change.path,)).rowcount
         self.tombstone(change.path, old["root_id"])
         if old["rev"] > self.told:
             self.left_behind(old)

@@ -72,22 +72,43 @@ class CachePass:
 
     def run(self) -> None:
         with ThreadPoolExecutor(max_workers=self.readers, thread_name_prefix=self.stage) as pool:
-            running = {}
+            running, suspects = {}, []
             try:
                 for row in self.rows():
-                    if not self.keep_going():
-                        break
-                    self.wait_for_twin(row, running)
-                    if self.is_settled(row):
-                        continue
-                    self.begin(row)
-                    running[pool.submit(self.work, row)] = row
-                    while len(running) >= self.permits.limit:
-                        self.collect(running)
+                    if self.was_under_way(row):
+                        suspects.append(row)  # few: those a crash found under way
+                    else:
+                        self.take(row, pool, running, self.permits.limit)
+                self.finish(running)
+                # Each of them may have ended the program: last, and alone, so that the three
+                # attempts that it gets are its own.
+                for row in suspects:
+                    self.take(row, pool, running, 1)
             finally:
-                while running:
-                    self.collect(running)
-                self.buffer.flush()
+                self.finish(running)
+
+    def take(self, row, pool, running: dict, at_once: int) -> None:
+        """Work on one row, unless there is no need; waits until fewer than `at_once` are running."""
+        if not self.keep_going():
+            return
+        self.wait_for_twin(row, running)
+        if self.is_settled(row):
+            return
+        self.begin(row)
+        running[pool.submit(self.work, row)] = row
+        while len(running) >= at_once:
+            self.collect(running)
+
+    def finish(self, running: dict) -> None:
+        while running:
+            self.collect(running)
+        self.buffer.flush()
+
+    def was_under_way(self, row) -> bool:
+        """Whether the program ended while this row was being worked on."""
+        failure = self.cache.failure(row.path, self.stage)
+        return (failure is not None and failure[1] == "unfinished"
+                and failure[0] == row.inode_key)
 
     def rows(self):
         after = ""

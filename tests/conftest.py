@@ -35,3 +35,17 @@ def machines(tmp_path):
     """Starts hosts and agents; whatever still runs at the end of the test is killed."""
     with processes.Machines(tmp_path / "machines") as started:
         yield started
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    """A failing test may print names that are no text; the runner's own pipe takes only text."""
+    outcome = yield
+    report = outcome.get_result()
+    try:
+        report.longreprtext.encode("utf-8")
+        "".join(text for _, text in report.sections).encode("utf-8")
+    except UnicodeEncodeError:
+        report.longrepr = report.longreprtext.encode("utf-8", "backslashreplace").decode("utf-8")
+        report.sections = [(title, text.encode("utf-8", "backslashreplace").decode("utf-8"))
+                           for title, text in report.sections]
