@@ -1,6 +1,6 @@
 // Calls of the host: JSON bodies both ways. A failure is an ApiError with the host's own words.
 
-export class ApiError extends Error {
+class ApiError extends Error {
   constructor(status, answer) {
     super(answer.error || `the host answered ${status}`);
     this.status = status;

@@ -90,8 +90,6 @@ function niceTop(value, base) {
 export function growthChart(days, by) {
   const values = days.map((day) => day[by]);
   const say = by === "files" ? count : bytes;
-  if (days.length < 2) return el("p", { class: "muted" },
-    "One row a day is kept; the curve starts on the second day.");
   return responsive("growth", (width, em) => {
     const height = Math.round(em * 13);
     const unit = by === "bytes" ? 1024 ** Math.floor(Math.log(Math.max(1, ...values)) / Math.log(1024)) : 1;

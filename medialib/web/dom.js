@@ -40,10 +40,6 @@ export function put(node, ...children) {
   return add(node, children);
 }
 
-export function isOdd(text) {
-  return ODD.test(text);
-}
-
 function mark(char) {
   const code = char.codePointAt(0);
   const hex = code.toString(16).toUpperCase();
@@ -56,7 +52,7 @@ function mark(char) {
 }
 
 // The name as nodes; a plain name (nearly all) is one text node.
-export function nameNodes(text) {
+function nameNodes(text) {
   if (!ODD.test(text)) return [document.createTextNode(text)];
   const nodes = [];
   let plain = "";
@@ -77,6 +73,15 @@ export function name(text, attrs) {
 // The same as a string, for titles and labels where no element can stand.
 export function plainName(text) {
   return ODD.test(text) ? nameNodes(text).map((node) => node.textContent).join("") : text;
+}
+
+// Drawing anew must not take the keyboard's place away: the same link gets the focus back.
+export function keepingFocus(root, draw) {
+  const held = root.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
+  draw();
+  if (!held || root.contains(document.activeElement)) return;
+  const again = [...root.querySelectorAll("a")].find((link) => link.getAttribute("href") === held);
+  if (again) again.focus({ preventScroll: true });
 }
 
 let ids = 0;

@@ -8,8 +8,8 @@ export const LISTS = {
     video_codec: "Video codec",
   audio_codec: "Audio codec", container: "Container", ext: "Extension", reason: "Reason",
 };
-export const TEXTS = { q: "Search", under: "Under", folder: "In folder", hash: "Hash" };
-export const FLAGS = { probed: "Described", error: "With errors" };
+const TEXTS = { q: "Search", under: "Under", folder: "In folder", hash: "Hash" };
+const FLAGS = { probed: "Described", error: "With errors" };
 
 const plainCount = { show: String, parse: parseCount };
 const dateEnd = {
@@ -51,7 +51,7 @@ export function rangeText(range) {
   return `${range.min ?? ""}..${range.max ?? ""}`;
 }
 
-export function tellRange(key, { min, max }) {
+function tellRange(key, { min, max }) {
   const { show } = RANGES[key];
   if (min === max) return show(min);
   if (min === undefined) return `at most ${show(max)}`;

@@ -81,9 +81,10 @@ export function bitrate(bits) {
     : `${Math.round(bits / 1000)} kb/s`;
 }
 
-// ffprobe names a container by all its relatives; the first two are enough to know it.
+// ffprobe names a container by all its relatives; people know it by one.
 export function shortContainer(name) {
-  return (name || "").split(",").slice(0, 2).join("/");
+  const [first, second] = (name || "").split(",");
+  return first === "mov" && second === "mp4" ? "mp4/mov" : first;
 }
 
 const FACTORS = { "": 1, k: 2 ** 10, m: 2 ** 20, g: 2 ** 30, t: 2 ** 40, p: 2 ** 50 };

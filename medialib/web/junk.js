@@ -8,7 +8,7 @@ import { onLive } from "./live.js";
 import { href } from "./router.js";
 import { toast, told } from "./toast.js";
 
-export const KIND_LISTS = {
+const KIND_LISTS = {
   video: "media_extensions", audio: "audio_extensions", image: "image_extensions",
     subtitle: "subtitle_extensions", xml: "xml_extensions", other: "other_extensions",
 };

@@ -5,7 +5,6 @@ const RETRY_MS = 3000;
 
 const listeners = { counts: new Set(), progress: new Set(), agents: new Set(), state: new Set(),
   again: new Set() };
-const last = { counts: null, progress: new Map() };
 let source = null;
 let state = "connecting";
 let heard = 0;
@@ -17,7 +16,6 @@ export function onLive(type, listener) {
   return () => listeners[type].delete(listener);
 }
 
-export const progressOf = (agent) => last.progress.get(agent) || null;
 export const liveState = () => state;
 
 function emit(type, data) {
@@ -48,13 +46,9 @@ function connect() {
   source = mine;
   mine.addEventListener("open", opened);
   mine.addEventListener("ping", (event) => { pings = true; parse(event); });
-  mine.addEventListener("counts", (event) => { last.counts = parse(event); emit("counts", last.counts); });
+  mine.addEventListener("counts", (event) => emit("counts", parse(event)));
   mine.addEventListener("agents", (event) => emit("agents", parse(event)));
-  mine.addEventListener("progress", (event) => {
-    const data = parse(event);
-    last.progress.set(data.agent, data.stats);
-    emit("progress", data);
-  });
+  mine.addEventListener("progress", (event) => emit("progress", parse(event)));
   mine.addEventListener("error", () => {
     setState("lost");
     if (mine.readyState === EventSource.CLOSED && source === mine) setTimeout(connect, RETRY_MS);

@@ -3,9 +3,9 @@
 import { Latest, call } from "./api.js";
 import { barChart, growthChart, splitBar } from "./charts.js";
 import { KINDS, stateMark } from "./columns.js";
-import { button, el, name, put } from "./dom.js";
+import { button, el, keepingFocus, name, plainName, put } from "./dom.js";
 import { emptyState, failed, loading } from "./empty.js";
-import { ago, bytes, count, percent, plural, shortContainer } from "./format.js";
+import { ago, bytes, count, plural, shortContainer } from "./format.js";
 import { onLive } from "./live.js";
 import { ProgressLine } from "./progress_line.js";
 import { rangeText } from "./filter.js";
@@ -56,16 +56,20 @@ export class OverviewView {
     this.loaded = Date.now();
     try {
       this.summary = await call("summary", {}, signal);
-      this.draw();
+      keepingFocus(this.root, () => this.draw());
       const parts = [
         ["facets", { filter: {}, keys: FACETS, limit: 10 }, "charts"], ["growth", { days: 400 }, "growth"],
-        ["files", { filter: {}, sort: "changed", order: "desc", limit: 12 }, "recent"],
-          ["agents", {}, "agents"],
+        ["files", { filter: {}, sort: "changed", order: "desc", limit: 8 }, "recent"],
+        ["agents", {}, "agents"],
       ];
       await Promise.all(parts.map(async ([path, body, part]) => {
-        try { this[part] = await call(path, body, signal);
-          } catch (error) { if (error.name === "AbortError") return; this[part] = { error }; }
-        this.drawPart(part);
+        try {
+          this[part] = await call(path, body, signal);
+        } catch (error) {
+          if (error.name === "AbortError") return;
+          this[part] = { error };
+        }
+        keepingFocus(this.root, () => this.drawPart(part));
       }));
     } catch (error) {
       if (error.name !== "AbortError" && !this.summary) put(this.root, failed(error, () => this.load()));
@@ -75,13 +79,16 @@ export class OverviewView {
   draw() {
     const { summary } = this;
     if (!summary.files && !summary.missing && !summary.offline) { this.drawEmpty(); return; }
-    this.places = { charts: el("div", { class: "cards charts" }), growth: el("div"), recent: el("div"),
-      agents: el("div", { class: "activity" }) };
+    this.places = {
+      ...Object.fromEntries(FACETS.map((key) => [key, el("div")])), growth: el("div"), recent: el("div"),
+      agents: el("div", { class: "activity" }),
+    };
     put(this.root, el("div", { class: "page-head" }, el("h1", null, "Overview"), this.byToggle()),
       this.places.agents, this.tiles(summary),
       el("div", { class: "cards top-cards" }, card("Kinds", "wide-card", this.kinds(summary.kinds)),
         card("Machines", "", this.machines(summary.agents)), card("Growth", "", this.places.growth)),
-      this.places.charts, card("Changed lately", "recent", this.places.recent));
+      el("div", { class: "cards" }, FACETS.map((key) => card(TITLES[key], "", this.places[key])),
+        card("Changed lately", "", this.places.recent)));
     for (const part of ["charts", "growth", "recent", "agents"]) this.drawPart(part);
   }
 
@@ -127,23 +134,27 @@ export class OverviewView {
   }
 
   drawPart(part) {
-    const place = this.places && this.places[part];
     const data = this[part];
-    if (!place) return;
-    if (!data) put(place, part === "agents" ? null : loading());
-    else if (data.error instanceof Error) put(place,
+    if (!this.places) return;
+    const places = part === "charts" ? FACETS.map((key) => this.places[key]) : [this.places[part]];
+    const say = (text) => places.forEach((place) => put(place, text()));
+    if (!data) say(() => (part === "agents" ? null : loading()));
+    else if (data.error instanceof Error) say(() =>
       el("p", { class: "muted" }, `Not available: ${data.error.message}`));
-    else this[`${part}Part`](place, data);
+    else if (part === "charts") this.drawCharts(data);
+    else this[`${part}Part`](places[0], data);
   }
 
-  chartsPart(place, { facets }) {
-    put(place, FACETS.map((key) => card(TITLES[key], "",
-      barChart(TITLES[key], this.ordered(key, facets[key] || []).map((item) => ({
-      label: item.label || (key === "container" ? shortContainer(item.value) : item.value) || "(none)",
+  drawCharts({ facets }) {
+    for (const key of FACETS) {
+      const items = this.ordered(key, facets[key] || []).map((item) => ({
+        label: item.label || (key === "container" ? shortContainer(item.value) : item.value) || "(none)",
         files: item.files, bytes: item.bytes,
-      href: href("library", item.filter && item.filter.mtime ? { mtime: rangeText(item.filter.mtime) }
-        : { [key]: item.value }),
-    })), this.by))));
+        href: href("library", item.filter && item.filter.mtime ? { mtime: rangeText(item.filter.mtime) }
+          : { [key]: item.value }),
+      }));
+      put(this.places[key], barChart(TITLES[key], items, this.by));
+    }
   }
 
   ordered(key, items) {
@@ -151,25 +162,26 @@ export class OverviewView {
   }
 
   growthPart(place, { days }) {
-    const first = days[0];
-    const end = days[days.length - 1];
-    const gain = days.length > 1 ? end[this.by] - first[this.by] : 0;
-    put(place, growthChart(days, this.by), gain ? el("p", { class: "muted" },
-      `${gain > 0 ? "+" : ""}${this.by === "files" ? count(gain) : bytes(gain)} (${percent(Math.abs(gain), first[this.by]) || "new"}) in ${plural(days.length, "day")}`) : null);
+    if (days.length < 2) {
+      put(place, el("p", { class: "muted" }, "One point a day is kept: the curve starts on the second day."));
+      return;
+    }
+    const [first, end] = [days[0][this.by], days[days.length - 1][this.by]];
+    const gain = `${end < first ? "\u2212" : "+"}${this.by === "files" ? count(Math.abs(end - first)) : bytes(Math.abs(end - first))}`;
+    put(place, growthChart(days, this.by), el("p", { class: "muted" },
+      `${gain} in ${plural(days.length, "day")}`));
   }
 
   recentPart(place, { files }) {
-    const word = (file) => (file.state !== "present" ? stateMark(file.state)
-      : el("span", { class: "state s-present" }, file.first_seen >= file.changed - 1 ? "new" : "changed"));
-    put(place, el("table", { class: "plain recent-files" },
-      el("thead", { class: "hidden" }, el("tr", null,
-        ["What", "File", "Machine", "Size", "When"].map((label) => el("th", { scope: "col" }, label)))),
-      el("tbody", null, files.map((file) => el("tr", null,
-        el("td", null, word(file)), el("td", { class: "grow" },
-          el("a", { href: href("library", { sort: "changed", order: "desc", open: file.id }) },
-          name(file.name))),
-        el("td", { class: "low" }, file.agent.name), el("td", { class: "num low" }, bytes(file.size)),
-          el("td", { class: "num muted" }, ago(file.changed)))))));
+    const word = (file) => {
+      if (file.state !== "present") return stateMark(file.state);
+      return el("span", { class: "muted" }, file.first_seen >= file.changed - 1 ? "new" : "changed");
+    };
+    put(place, el("ul", { class: "recent" }, files.map((file) => el("li", null, word(file),
+      el("a", { href: href("library", { sort: "changed", order: "desc", open: file.id }),
+        title: plainName(file.path) },
+        name(file.name)),
+      el("span", { class: "muted" }, ago(file.changed))))));
   }
 
   agentsPart(place, { agents }) {

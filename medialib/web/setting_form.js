@@ -44,7 +44,7 @@ function listGlue(setting) {
   return setting.type === "extensions" ? " " : "\n";
 }
 
-export function readInput(setting, input) {
+function readInput(setting, input) {
   if (setting.type === "bool") return input.checked;
   if (isList(setting)) return input.value.split(listGlue(setting) === " " ? /[\s,]+/ : /\n/).map((one) =>
     one.trim()).filter(Boolean);

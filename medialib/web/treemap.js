@@ -7,7 +7,7 @@ import { bytes, count } from "./format.js";
 const LEAST_AREA = 14;
 
 // Bruls, Huizing, van Wijk: rows are filled along the shorter side while their shapes get squarer.
-export function squarify(items, box) {
+function squarify(items, box) {
   const placed = [];
   const all = items.reduce((sum, item) => sum + item.bytes, 0);
   if (!all || box.width <= 0 || box.height <= 0) return placed;
