@@ -20,6 +20,7 @@ from .catalog_roots import CatalogRoot
 from .catalog_rows import FILE_COLUMNS_OF_F, FileRow, rel_of_key
 from .catalog_search import text_matches
 from .catalog_show import FileShower
+from .catalog_skip import can_skip, skip_count, skipped_place
 from .catalog_tokens import decode_token, encode_token, page_limit
 from .scan_common import join_rel
 
@@ -84,9 +85,36 @@ class FilePages:
         self.end_at = time.monotonic() + time_s
 
     def page(self, body: dict) -> dict:
-        """{"files", "next"} for the body of POST /api/files."""
-        found, token = self.find(body, page_limit(body))
-        return {"files": self.shower.show_all(found), "next": token}
+        """{"files", "next"} for the body of POST /api/files; with "skip", where that is possible,
+        from behind so many rows, and "skipped" says so.
+        """
+        limit, skip = page_limit(body), skip_count(body)
+        place, done = self._skipped(body, skip) if skip else (body, False)
+        found, token = self.find(place, limit) if place is not None else ([], None)
+        answer = {"files": self.shower.show_all(found), "next": token}
+        return {**answer, "skipped": skip} if done else answer
+
+    def _skipped(self, body: dict, skip: int) -> tuple:
+        """(the body that goes on behind the skipped rows, or None if the list ends before that;
+        whether it could be done).
+        """
+        filter_ = self.reader.read(body.get("filter"))
+        key, order = SORT_KEYS.get(body.get("sort") or "name"), body.get("order") or "asc"
+        if key is None or order not in ("asc", "desc"):
+            return body, False
+        after = body.get("after")
+        after = decode_token(after, 2) if after is not None else None
+        proposed = proposed_files(self.db, filter_, self.searchable)
+        if proposed is not None:
+            _, token = self._sorted_candidates(key, filter_, proposed, order, after, skip)
+        elif can_skip(filter_):
+            done, row = skipped_place(self, key, filter_, order, after, skip)
+            if not done:
+                return body, False
+            token = encode_token(*row) if row is not None else None
+        else:
+            return body, False
+        return (None if token is None else {**body, "after": token}), True
 
     def one(self, file_id: int) -> dict | None:
         """One file with "streams" of ffprobe and its "copies", or None."""
@@ -190,7 +218,7 @@ class FilePages:
         """
         window = WINDOW_FIRST
         while True:
-            parts = self._window_parts(key, order, kind, after)
+            parts = self.window_parts(key, order, kind, after)
             position, passed = None, 0
             for condition, values in parts:
                 edge = self._edge(key, condition, values, order, window - passed)
@@ -204,7 +232,7 @@ class FilePages:
             yield FoundRow(*position)
             after, window = position, min(window * 2, WINDOW_LARGEST)
 
-    def _window_parts(self, key: SortKey, order, kind, after) -> list:
+    def window_parts(self, key: SortKey, order, kind, after) -> list:
         """[(condition, values)] that together are what comes after `after`, in this order."""
         base, values = ("f.kind = ?", [kind]) if key.by_kind else ("1", [])
         if key.meta:
@@ -221,7 +249,7 @@ class FilePages:
             (f"{base} AND {key.column} {than} ?{key.collate}", [*values, after[0]]),
         ]
 
-    def _source(self, key: SortKey, *, bare: bool) -> tuple:
+    def source_of(self, key: SortKey, *, bare: bool) -> tuple:
         """(FROM …, the row's number) where the sort's index comes first."""
         if key.meta:
             table = f"metadata m INDEXED BY {key.index}"
@@ -232,7 +260,7 @@ class FilePages:
 
     def _edge(self, key, condition, values, order, count: int) -> tuple:
         """(rows in the window, (value, id) of its last one if there are more behind it)."""
-        source, row_id = self._source(key, bare=True)
+        source, row_id = self.source_of(key, bare=True)
         direction = "DESC" if order == "desc" else "ASC"
         row = self.db.execute(
             f"SELECT {key.column}, {row_id} FROM {source} WHERE {condition}"
@@ -242,7 +270,7 @@ class FilePages:
 
     def _window(self, key, filter_, condition, values, order, edge):
         """The matching rows of one part up to its edge."""
-        source, row_id = self._source(key, bare=False)
+        source, row_id = self.source_of(key, bare=False)
         direction, than = ("DESC", ">") if order == "desc" else ("ASC", "<")
         bound, bound_values = "", ()
         if edge[1] is not None:
