@@ -7,6 +7,11 @@ import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
 from .cache_changes import ClearFailure, Confirmed, Facts, Failure, PutFile
 from .hashing import FileChanging, sample_hash_file
 from .scan_buffer import MOST_ATTEMPTS, RETRY_MOST_S, error_class, error_text, retry_time
@@ -19,6 +24,8 @@ CHUNK_BYTES = 4 << 20
 RACY_S = 2.0
 CAREFUL_FILES = 500
 LINKS_WAITING = 10_000
+SMALL_READ_BYTES = 64 << 10
+SLOW_FILE_S = 0.02
 
 
 class HashJob:
@@ -49,6 +56,7 @@ class HashWindow:
 
     def __init__(self, scan, info, *, careful: int):
         self.scan = scan
+        self.info = info
         self.cache = scan.cache
         self.plan = scan.plan
         self.stats = scan.stats
@@ -61,6 +69,7 @@ class HashWindow:
         self.window = deque()
         self.chunk = []
         self.chunk_bytes = 0
+        self.waits = info.network  # whether the last chunk waited for a disk or a wire
         self.linked = {}  # {inode_key: job} of hard links that are being read
 
     def __enter__(self):
@@ -116,19 +125,37 @@ class HashWindow:
     def _submit(self) -> None:
         if not self.chunk:
             return
+        chunk, small = self.chunk, self.chunk_bytes < SMALL_READ_BYTES * len(self.chunk)
+        self.chunk, self.chunk_bytes = [], 0
+        if small and not self.waits:
+            self._read_here(chunk)
+            return
         while sum(1 for future, _ in self.window if future is not None) > self.permits.limit:
             self._take_oldest()
         self.stats.workers = self.permits.limit
-        chunk, self.chunk, self.chunk_bytes = self.chunk, [], 0
         self.window.append((self.pool.submit(self._hash_chunk, chunk), None))
 
+    def _read_here(self, chunk: list) -> None:
+        """Small files that lie in memory: handing each read from thread to thread, as Python's lock
+        does, takes longer than the reading.
+        """
+        while self.window:
+            self._take_oldest()
+        self.stats.workers = 1
+        for job, outcome in self._hash_chunk(chunk):
+            self._store_outcome(job, outcome)
+        self.buffer.flush_if_due()
+
     def _hash_chunk(self, jobs: list) -> list:
-        """In a worker: [(job, HashResult or exception)]."""
+        """[(job, HashResult or exception)]; notes whether there was anything to wait for."""
         done = []
+        started, blocks = time.monotonic(), disk_blocks_read()
         for job in jobs:
             if not self.control.keep_going():
                 return done
             done.append((job, self._hash_one(job.found)))
+        self.waits = self.info.network or blocks is None or disk_blocks_read() != blocks or (
+            time.monotonic() - started > SLOW_FILE_S * len(jobs))
         return done
 
     def _hash_one(self, found):
@@ -150,6 +177,9 @@ class HashWindow:
             if len(self.chunk) < CHUNK_FILES // 2 and len(self.window) < 4:
                 return  # a small rest: a later folder's mark will cover it
             self._submit()
+        if not self.window:
+            self.scan.set_cursor(rel)
+            return
         if self.window[-1][0] is None:
             self.window[-1] = (None, rel)  # nothing was given since: one mark is enough
         else:
@@ -269,6 +299,13 @@ class HashWindow:
             self.buffer.add(Failure(each.root_id, each.path, "read", each.found.inode_key,
                                     failure_class, message,
                                     next_try=self.scan.clock() + retry_in_s))
+
+
+def disk_blocks_read() -> int | None:
+    """How many blocks this thread has had read from disks so far; None where nobody counts them."""
+    if resource is None or not hasattr(resource, "RUSAGE_THREAD"):
+        return None
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_inblock
 
 
 class SingleFile:

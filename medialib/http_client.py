@@ -160,10 +160,15 @@ class JsonClient:
         """The answer to POST; a dict is written as JSON, bytes are sent as the JSON they are."""
         data = body if isinstance(body, (bytes, bytearray)) else _body_bytes(body)
         headers = {"Content-Type": "application/json"}
-        if gzip:
+        if gzip and not self._stays_here():
             data = gzip_packed(data)
             headers["Content-Encoding"] = "gzip"
         return self._call("POST", path, data, headers, timeout_s, need_ok)
+
+    def _stays_here(self) -> bool:
+        """What does not leave this machine need not be packed; a first call does not know yet."""
+        sock = self._connection.sock
+        return sock is not None and sock.is_same_machine()
 
     def close(self) -> None:
         with self._lock:

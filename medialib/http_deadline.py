@@ -59,6 +59,13 @@ class DeadlineSocket:
         except (OSError, ValueError):
             return not hasattr(select, "poll") or self._poll_says_stale()
 
+    def is_same_machine(self) -> bool:
+        """Whether the peer has the very address this side has."""
+        try:
+            return self.sock.getpeername()[0] == self.sock.getsockname()[0]
+        except (OSError, IndexError):
+            return False
+
     def _poll_says_stale(self) -> bool:
         """select() takes no descriptor above 1023."""
         try:
