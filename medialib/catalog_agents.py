@@ -73,17 +73,19 @@ def _write_hello(changes, presence, agent_id, about, errors, peer) -> dict:
 def _write_roots(changes, presence, agent, roots: list) -> None:
     """The rows of the reported roots; those that are not reported any more are offline."""
     db = changes.db
-    reported = [_reported_root(changes, presence, agent, root) for root in roots]
-    held = {root_id for root_id, online in reported if online}
+    there = [root for root in roots if root.get("state") != "offline"]
+    away = [root for root in roots if root.get("state") == "offline"]
+    held = {_reported_root(changes, presence, agent, root) for root in there}
+    known = held | {_reported_root(changes, presence, agent, root, held) for root in away}
     for root in read_roots(db, agent.id):
-        if root.id not in {root_id for root_id, _ in reported} and not root.implicit:
+        if root.id not in known and not root.implicit:
             touch_root(db, changes.counters, root, state="offline",
                        reason=root.reason or "no longer a root of this machine")
     _free_paths(changes, agent, held)
 
 
-def _reported_root(changes, presence, agent, reported: dict) -> tuple:
-    """(root number, whether it is online) after the row says what the agent does."""
+def _reported_root(changes, presence, agent, reported: dict, held=None) -> int:
+    """The root's number, after its row says what the agent does. `held`: see `resolve_root`."""
     db = changes.db
     volume = reported.get("volume") if isinstance(reported.get("volume"), str) else None
     volume_path = reported.get("volume_path")
@@ -91,14 +93,17 @@ def _reported_root(changes, presence, agent, reported: dict) -> tuple:
     state = reported.get("state") if reported.get("state") in ROOT_STATES else "online"
     reason = reported.get("reason")
     root = resolve_root(db, changes.counters, agent, reported["path"], volume, volume_path,
-                        is_alive=functools.partial(holder_is_alive, presence))
+                        is_alive=functools.partial(holder_is_alive, presence), held=held,
+                        told="volume" in reported and held is None)
+    if root.id in (held or ()):
+        return root.id
     facts = {name: reported.get(name) for name in ROOT_FACTS if reported.get(name) is not None}
     # The sizes change all the time and are no news; they are kept with the next real change.
     values = {"state": state, "reason": str(reason)[:500] if reason else None}
     if {**root_facts(root), **facts} != root_facts(root):
         db.execute("UPDATE root SET facts_json = ? WHERE id = ?", (json.dumps(facts), root.id))
     touch_root(db, changes.counters, root, **values)
-    return root.id, state != "offline"
+    return root.id
 
 
 def _free_paths(changes, agent, held: set) -> None:

@@ -25,14 +25,15 @@ COMPARE_FILES = 50_000  # a page of folders ends once it has looked at this many
 
 
 def read_agent_root(db, agent: CatalogAgent, path: str, volume: str | None,
-                    volume_path: str | None) -> CatalogRoot | None:
+                    volume_path: str | None, told: bool = False) -> CatalogRoot | None:
     """The root row an agent means, as resolve_root would find it, without making one."""
     roots = read_roots(db, agent.id)
     if volume is not None:
         for root in roots:
             if root.volume == volume and (root.volume_path or "") == (volume_path or ""):
                 return root
-    same = [root for root in roots if root.path == path and (volume is None or not root.volume)]
+    same = [root for root in roots if root.path == path and (
+        not root.volume or (volume is None and not told))]
     same.sort(key=lambda root: (root.implicit, root.state == "offline", -root.seq))
     return same[0] if same else None
 

@@ -221,33 +221,46 @@ def touch_root(db, counters: CatalogCounters, root: CatalogRoot, **values) -> bo
 
 
 def resolve_root(db, counters: CatalogCounters, agent: CatalogAgent, path: str,
-                 volume: str | None, volume_path: str | None, *, is_alive) -> CatalogRoot:
+                 volume: str | None, volume_path: str | None, *, is_alive,
+                 held=None, told: bool = False) -> CatalogRoot:
     """The root row for what the agent says it has at `path`; made, renamed or moved as needed.
 
+    `told` with a volume of None: the agent looked, and what is there has no lasting identity. It is
+    not the volume that was there (a mount point without its disk shows what lies below).
+
     `is_alive(db, agent number, root) -> bool` tells whether another agent still holds that root.
+    `held` is given for a root that is away: the numbers of the roots that are there. One of them
+    may well be at the same path, and is neither taken for the one that is away nor displaced by it.
     """
     roots = read_roots(db, agent.id)
     if volume is None:
-        same = [root for root in roots if root.path == path]
-        # Nothing is said about the volume: it is what was there last.
+        same = [root for root in roots if root.path == path and root.id not in (held or ())]
+        if told:
+            same = [root for root in same if root.volume is None]
+        # Where nothing is said about the volume, it is what was there last.
         same.sort(key=lambda root: (root.implicit, root.state == "offline", -root.seq))
-        return same[0] if same else _make_root(db, counters, agent, path, None, None)
+        found = same[0] if same else _make_root(db, counters, agent, path, None, None)
+        if told:
+            _take_path(db, counters, roots, found, path, away=False)
+        return found
     volume_path = volume_path or ""
     for root in roots:
         if root.volume == volume and (root.volume_path or "") == volume_path:
-            _take_path(db, counters, roots, root, path)
+            if held is None or root.id not in held:
+                _take_path(db, counters, roots, root, path, away=held is not None)
             return root
     for root in roots:
-        if root.path == path and root.volume is None and not root.implicit:
+        if (root.path == path and root.volume is None and not root.implicit
+                and root.id not in (held or ())):
             touch_root(db, counters, root, volume=volume, volume_path=volume_path)
             return root
-    carried = _carried_root(db, counters, agent, volume, volume_path, is_alive)
-    if carried is not None:
-        _take_path(db, counters, roots, carried, path)
-        return carried
-    root = _make_root(db, counters, agent, path, volume, volume_path)
-    _take_path(db, counters, roots, root, path)
-    return root
+    found = None
+    if held is None:
+        found = _carried_root(db, counters, agent, volume, volume_path, is_alive)
+    if found is None:
+        found = _make_root(db, counters, agent, path, volume, volume_path)
+    _take_path(db, counters, roots, found, path, away=held is not None)
+    return found
 
 
 def _make_root(db, counters, agent, path, volume, volume_path, implicit=0) -> CatalogRoot:
@@ -257,12 +270,14 @@ def _make_root(db, counters, agent, path, volume, volume_path, implicit=0) -> Ca
     return read_root(db, number)
 
 
-def _take_path(db, counters, roots: list, root: CatalogRoot, path: str) -> None:
-    """`root` is at `path` now: whatever else was there has been unplugged."""
+def _take_path(db, counters, roots: list, root: CatalogRoot, path: str, *, away: bool) -> None:
+    """`root` is at `path` now: whatever else was there has been unplugged, unless `root` itself is
+    `away`.
+    """
     if root.path != path:
         log.info("the disk of %s is now at %s", root.path, path)
         touch_root(db, counters, root, path=path)
-    for other in roots:
+    for other in [] if away else roots:
         if other.id != root.id and other.path == path and not other.implicit:
             touch_root(db, counters, other, state="offline",
                        reason="another disk is mounted in its place")

@@ -59,6 +59,7 @@ class BatchOutline:
         self.removed = listed(body, "removed")
         self.root = root_path_of(body)
         self.volume = short_text(body, "volume", 1000)
+        self.volume_told = "volume" in body
         self.volume_path = short_text(body, "volume_path", 5000)
         self.after_rev = whole_number(body, "after_rev")
         self.rev = whole_number(body, "rev")
@@ -268,7 +269,8 @@ class Ingest:
             return None
         root = resolve_root(changes.db, changes.counters, agent, outline.root, outline.volume,
                             outline.volume_path,
-                            is_alive=functools.partial(holder_is_alive, self.presence))
+                            is_alive=functools.partial(holder_is_alive, self.presence),
+                            told=outline.volume_told)
         batch.upsert(root, records)
         batch.remove(root, removed)
         return batch.roots.get(root.id, root)
@@ -313,12 +315,15 @@ class Ingest:
             agent = find_agent(db, agent_id)
             if agent is None:
                 return None, None
-            root = read_agent_root(db, agent, path, volume, volume_path)
+            root = read_agent_root(db, agent, path, volume, volume_path, "volume" in body)
             return (root.id if root else None), agent.id
 
 
 def hello_roots(agent: dict) -> list | None:
-    """The roots an agent reports, those that are well-formed; None when it says nothing of them."""
+    """The roots an agent reports, those that are well-formed; None when it says nothing of them.
+
+    Two at one path are two roots: the disk that is there, and the one whose place it took.
+    """
     roots = agent.get("roots")
     if not isinstance(roots, list):
         return None
@@ -328,7 +333,9 @@ def hello_roots(agent: dict) -> list | None:
             continue
         path = normal_root_path(raw["path"])
         if is_absolute_text(path):
-            found[path] = {**raw, "path": path}
+            key = (path, str(raw.get("volume")), str(raw.get("volume_path")))
+            if key not in found or raw.get("state") != "offline":
+                found[key] = {**raw, "path": path}
     return list(found.values())
 
 

@@ -88,7 +88,7 @@ class CachePass:
                 self.finish(running)
 
     def take(self, row, pool, running: dict, at_once: int) -> None:
-        """Work on one row, unless there is no need; waits until fewer than `at_once` are running."""
+        """Work on one row, unless there is no need; waits until fewer than `at_once` run."""
         if not self.keep_going():
             return
         self.wait_for_twin(row, running)

@@ -1,7 +1,7 @@
 """SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
 
-Every database of ours has one writing connection. `StoreConnection` is that connection with its lock;
-`open_reader` gives read-only connections beside it (WAL lets them run while it writes).
+Every database of ours has one writing connection. `StoreConnection` is that connection with its
+lock; `open_reader` gives read-only connections beside it (WAL lets them run while it writes).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DAMAGE_WORDS = ("malformed", "not a database", "file is encrypted", "disk image"
 
 
 def explain_sqlite_error(error: sqlite3.Error, path: str) -> StoreError:
-    """The error as one of ours: damaged, or merely not usable now (full disk, read-only, locked)."""
+    """The error as one of ours: damaged, or merely not usable now (disk full, locked)."""
     text = str(error)
     if any(word in text for word in DAMAGE_WORDS):
         return DamagedStoreError(f"{path} is damaged: {text}")

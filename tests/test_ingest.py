@@ -228,3 +228,18 @@ def test_after_all_that_the_sums_are_right(world):
     for change, _ in BAD_RECORDS:
         ingest.batch(batch([{**record(), **change}, record("/m/ok")]), "10.0.0.1")
     check_catalogue_sums(catalog.path)
+
+
+def test_a_mount_point_without_its_disk_is_another_root(world):
+    """What lies below the mount point has no identity of its own and must not displace the disk."""
+    catalog, ingest = world
+    disk = {"volume": "U-1", "volume_path": ""}
+    ingest.batch(batch([record()], **disk), "10.0.0.1")
+    below = {"volume": None, "volume_path": None}
+    ingest.batch(batch([record("/m/below.txt", inode_key="7:5250000000:12:64")],
+                       removed=["/m/a.mkv"], **below), "10.0.0.1")
+    assert {path: row["state"] for path, row in stored_files(catalog).items()} == {
+        "/m/a.mkv": "offline", "/m/below.txt": "present"}
+    asked = {"agent": {"id": "a-1", "name": "box"}, "root": "/m", "folder": ""}
+    assert [[file["name"] for file in ingest.names({**asked, **volume}, "10.0.0.1")["files"]]
+            for volume in (disk, below)] == [["a.mkv"], ["below.txt"]]
