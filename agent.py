@@ -6,45 +6,45 @@ is one module's code, verbatim: low level first, the command line last. `line` i
 here, `there` where in the module: that maps a traceback back.
 
     line  there  section
-     119      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
-     169     25  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
-     434     18  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
-     788     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
-    1029     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
-    1340     20  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
-    1637     24  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
-    1837     24  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
-    2234     16  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2415     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, depth and number of objects.
-    2574     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    2781     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    2906     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3159     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3234     22  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    3562     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
-    3934     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4229     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    4346     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    4476     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain tuples, no SQL.
-    4618     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    4986      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5228     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    5491     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    5826     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    5884     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6027     17  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    6314     16  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    6408     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    6798     29  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7041     16  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    7239     21  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    7583     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    7756     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    8117     17  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
-    8179     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
-    8244     44  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
+     123      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
+     173     25  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
+     438     18  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
+     792     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
+    1033     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
+    1344     20  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
+    1641     24  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
+    1841     24  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
+    2238     16  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
+    2419     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, depth and number of objects.
+    2578     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    2785     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    2917     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3170     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3245     22  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    3573     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
+    3945     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4245     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    4362     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    4492     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain tuples, no SQL.
+    4634     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    5002      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5254     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    5517     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    5857     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    5915     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6058     22  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    6377     16  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    6471     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    6862     29  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7147     16  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    7345     21  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    7694     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    7867     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    8228     17  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
+    8290     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
+    8355     44  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
 """
-# sha256 of all below this line: a0db60e43256ee8d6e0496b80dbea4a5ef34f6faba1ed838be5604b4ae8aa190
+# sha256 of all below this line: beb3ba4d53fa38aa664486da828d3632d13f58a3a3837eb41caa4d9caac5688d
 
 from __future__ import annotations
 
@@ -109,6 +109,10 @@ try:
     import ssl
 except ImportError:  # small Pythons of routers and NAS boxes
     ssl = None
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 
 # =================================================================================================
@@ -772,11 +776,11 @@ def row_digest(rel_path: str, inode_key: str, kind: str, algo: str | None,
     """A 64-bit number for one row. The sum over a root modulo DIGEST_MODULUS does not depend on
     the order, so both sides can compare what they hold without sending it.
     """
-    parts = (
-        rel_path, inode_key[:inode_key.rfind(":")], kind, algo or "", sample_hash or "",
-        full_hash or "", "1" if probed else "0",
+    text = (
+        f"{rel_path}\0{inode_key[:inode_key.rfind(':')]}\0{kind}\0{algo or ''}\0"
+        f"{sample_hash or ''}\0{full_hash or ''}\0{'1' if probed else '0'}"
     )
-    packed = "\0".join(parts).encode("utf-8", "surrogatepass")
+    packed = text.encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "big")
 
 
@@ -2238,7 +2242,7 @@ DAMAGE_WORDS = ("malformed", "not a database", "file is encrypted", "disk image"
 
 
 def explain_sqlite_error(error: sqlite3.Error, path: str) -> StoreError:
-    """The error as one of ours: damaged, or merely not usable now (full disk, read-only, locked)."""
+    """The error as one of ours: damaged, or merely not usable now (disk full, locked)."""
     text = str(error)
     if any(word in text for word in DAMAGE_WORDS):
         return DamagedStoreError(f"{path} is damaged: {text}")
@@ -2824,6 +2828,13 @@ class DeadlineSocket:
             return bool(select.select([self.sock], [], [], 0)[0])
         except (OSError, ValueError):
             return not hasattr(select, "poll") or self._poll_says_stale()
+
+    def is_same_machine(self) -> bool:
+        """Whether the peer has the very address this side has."""
+        try:
+            return self.sock.getpeername()[0] == self.sock.getsockname()[0]
+        except (OSError, IndexError):
+            return False
 
     def _poll_says_stale(self) -> bool:
         """select() takes no descriptor above 1023."""
@@ -4069,10 +4080,15 @@ class JsonClient:
         """The answer to POST; a dict is written as JSON, bytes are sent as the JSON they are."""
         data = body if isinstance(body, (bytes, bytearray)) else _body_bytes(body)
         headers = {"Content-Type": "application/json"}
-        if gzip:
+        if gzip and not self._stays_here():
             data = gzip_packed(data)
             headers["Content-Encoding"] = "gzip"
         return self._call("POST", path, data, headers, timeout_s, need_ok)
+
+    def _stays_here(self) -> bool:
+        """What does not leave this machine need not be packed; a first call does not know yet."""
+        sock = self._connection.sock
+        return sock is not None and sock.is_same_machine()
 
     def close(self) -> None:
         with self._lock:
@@ -5127,20 +5143,27 @@ class IndexWriter:
 
     def take_from(self, put: PutFile) -> str | None:
         """Remove the row that moved to put.path; the old path as the host knows it."""
+        if self.cache.error_count:
+            self.move_failures(put)
         old = self.old_row(put.moved_from)
         if old is None or version_prefix(old["inode_key"]) != version_prefix(put.inode_key):
             return put.moved_from
         self.drop_totals(old)
         self.db.execute("DELETE FROM agent_index WHERE path = ?", (put.moved_from,))
-        if self.cache.error_count:  # what ffprobe could not do it cannot do under the new name
-            self.db.execute("UPDATE OR REPLACE agent_error SET path = ?, root_id = ?"
-                            " WHERE path = ?", (put.path, put.root_id, put.moved_from))
         undelivered = old["rev"] > self.told
         if undelivered or old["root_id"] != put.root_id:
             self.tombstone(put.moved_from, old["root_id"])
         if undelivered and old["moved_from"]:
             return old["moved_from"] if old["moved_from"] != put.path else None
         return put.moved_from
+
+    def move_failures(self, put: PutFile) -> None:
+        """What ffprobe could not do it cannot do under the new name either."""
+        prefix = version_prefix(put.inode_key)
+        self.db.execute(
+            "UPDATE OR REPLACE agent_error SET path = ?, root_id = ?"
+            " WHERE path = ? AND inode_key >= ? AND inode_key < ?",
+            (put.path, put.root_id, put.moved_from, prefix, prefix[:-1] + ";"))
 
     def gone(self, change: GoneFile) -> None:
         old = self.old_row(change.path)
@@ -5149,8 +5172,11 @@ class IndexWriter:
         self.keep_former(change.path)
         self.drop_totals(old)
         self.db.execute("DELETE FROM agent_index WHERE path = ?", (change.path,))
-        self.cache.error_count -= self.db.execute("DELETE FROM agent_error WHERE path = ?",
-                                                  (change.path,)).rowcount
+        if self.cache.error_count:
+            # What ffprobe said waits for the file to turn up elsewhere, until forget_former.
+            self.cache.error_count -= self.db.execute(
+                "DELETE FROM agent_error WHERE path = ? AND stage != 'probe'",
+                (change.path,)).rowcount
         self.tombstone(change.path, old["root_id"])
         if old["rev"] > self.told:
             self.left_behind(old)
@@ -5555,14 +5581,15 @@ class AgentCache:
         return self.store.one("SELECT count(*) FROM (SELECT 1 FROM agent_index WHERE folder_id = ?"
                               " LIMIT ?)", (folder_id, at_most))[0]
 
-    def files_at(self, paths: list) -> dict:
-        """{path: KnownFile} for those of the paths that are known."""
+    def files_at(self, root_id: int, paths: list) -> dict:
+        """{path: KnownFile} for those of the paths that are known as files of this root."""
         found = {}
         for start in range(0, len(paths), LOOKUP_CHUNK):
             part = paths[start:start + LOOKUP_CHUNK]
             marks = ",".join("?" * len(part))
-            for row in self.store.rows(f"SELECT {KNOWN_FILE_COLUMNS} FROM agent_index"
-                                       f" WHERE path IN ({marks})", tuple(part)):
+            for row in self.store.rows(
+                    f"SELECT {KNOWN_FILE_COLUMNS} FROM agent_index WHERE path IN ({marks})"
+                    " AND +root_id = ?", (*part, root_id)):
                 found[row[0]] = row
         return found
 
@@ -5749,6 +5776,10 @@ class AgentCache:
         """At the end of a scan of everything, what did not turn up again is gone."""
         with self.store.atomic() as db:
             db.execute("DELETE FROM former")
+            if self.error_count:
+                db.execute("DELETE FROM agent_error WHERE stage != 'list' AND NOT EXISTS"
+                           " (SELECT 1 FROM agent_index i WHERE i.path = agent_error.path)")
+                self.error_count = db.execute("SELECT count(*) FROM agent_error").fetchone()[0]
 
     def is_empty(self) -> bool:
         """Nothing is known of any path, not even that it is gone."""
@@ -6020,7 +6051,7 @@ class ReaderPermits:
 
 
 # =================================================================================================
-# medialib/hash_window.py, from its line 17
+# medialib/hash_window.py, from its line 22
 # Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
 # =================================================================================================
 
@@ -6029,6 +6060,8 @@ CHUNK_BYTES = 4 << 20
 RACY_S = 2.0
 CAREFUL_FILES = 500
 LINKS_WAITING = 10_000
+SMALL_READ_BYTES = 64 << 10
+SLOW_FILE_S = 0.02
 
 
 class HashJob:
@@ -6059,6 +6092,7 @@ class HashWindow:
 
     def __init__(self, scan, info, *, careful: int):
         self.scan = scan
+        self.info = info
         self.cache = scan.cache
         self.plan = scan.plan
         self.stats = scan.stats
@@ -6071,6 +6105,7 @@ class HashWindow:
         self.window = deque()
         self.chunk = []
         self.chunk_bytes = 0
+        self.waits = info.network  # whether the last chunk waited for a disk or a wire
         self.linked = {}  # {inode_key: job} of hard links that are being read
 
     def __enter__(self):
@@ -6126,19 +6161,37 @@ class HashWindow:
     def _submit(self) -> None:
         if not self.chunk:
             return
+        chunk, small = self.chunk, self.chunk_bytes < SMALL_READ_BYTES * len(self.chunk)
+        self.chunk, self.chunk_bytes = [], 0
+        if small and not self.waits:
+            self._read_here(chunk)
+            return
         while sum(1 for future, _ in self.window if future is not None) > self.permits.limit:
             self._take_oldest()
         self.stats.workers = self.permits.limit
-        chunk, self.chunk, self.chunk_bytes = self.chunk, [], 0
         self.window.append((self.pool.submit(self._hash_chunk, chunk), None))
 
+    def _read_here(self, chunk: list) -> None:
+        """Small files that lie in memory: handing each read from thread to thread, as Python's lock
+        does, takes longer than the reading.
+        """
+        while self.window:
+            self._take_oldest()
+        self.stats.workers = 1
+        for job, outcome in self._hash_chunk(chunk):
+            self._store_outcome(job, outcome)
+        self.buffer.flush_if_due()
+
     def _hash_chunk(self, jobs: list) -> list:
-        """In a worker: [(job, HashResult or exception)]."""
+        """[(job, HashResult or exception)]; notes whether there was anything to wait for."""
         done = []
+        started, blocks = time.monotonic(), disk_blocks_read()
         for job in jobs:
             if not self.control.keep_going():
                 return done
             done.append((job, self._hash_one(job.found)))
+        self.waits = self.info.network or blocks is None or disk_blocks_read() != blocks or (
+            time.monotonic() - started > SLOW_FILE_S * len(jobs))
         return done
 
     def _hash_one(self, found):
@@ -6160,6 +6213,9 @@ class HashWindow:
             if len(self.chunk) < CHUNK_FILES // 2 and len(self.window) < 4:
                 return  # a small rest: a later folder's mark will cover it
             self._submit()
+        if not self.window:
+            self.scan.set_cursor(rel)
+            return
         if self.window[-1][0] is None:
             self.window[-1] = (None, rel)  # nothing was given since: one mark is enough
         else:
@@ -6279,6 +6335,13 @@ class HashWindow:
             self.buffer.add(Failure(each.root_id, each.path, "read", each.found.inode_key,
                                     failure_class, message,
                                     next_try=self.scan.clock() + retry_in_s))
+
+
+def disk_blocks_read() -> int | None:
+    """How many blocks this thread has had read from disks so far; None where nobody counts them."""
+    if resource is None or not hasattr(resource, "RUSAGE_THREAD"):
+        return None
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_inblock
 
 
 class SingleFile:
@@ -6578,7 +6641,8 @@ class RootScan:
         names = listing.names
         for start in range(0, len(names), BIG_FOLDER_PART):
             part = names[start:start + BIG_FOLDER_PART]
-            known = self.cache.files_at([prefix + to_text(name) for name in part])
+            known = self.cache.files_at(self.root.id,
+                                        [prefix + to_text(name) for name in part])
             self._compare(listing, part, folder_id, prefix, known)
             self.buffer.flush_if_due()
             if not self.control.keep_going():
@@ -6834,27 +6898,50 @@ class CachePass:
         self.readers = plan.readers(info)
         self.permits = ReaderPermits(self.readers, plan.adaptive)
         self.buffer = ChangeBuffer(cache, plan.batch_size, on_stored or list)
+        self.unstored = set()  # contents whose result is in the buffer only
 
     def keep_going(self) -> bool:
         return self.control.keep_going()
 
     def run(self) -> None:
         with ThreadPoolExecutor(max_workers=self.readers, thread_name_prefix=self.stage) as pool:
-            running = {}
+            running, suspects = {}, []
             try:
                 for row in self.rows():
-                    if not self.keep_going():
-                        break
-                    if self.is_settled(row):
-                        continue
-                    self.begin(row)
-                    running[pool.submit(self.work, row)] = row
-                    while len(running) >= self.permits.limit:
-                        self.collect(running)
+                    if self.was_under_way(row):
+                        suspects.append(row)  # few: those a crash found under way
+                    else:
+                        self.take(row, pool, running, self.permits.limit)
+                self.finish(running)
+                # Each of them may have ended the program: last, and alone, so that the three
+                # attempts that it gets are its own.
+                for row in suspects:
+                    self.take(row, pool, running, 1)
             finally:
-                while running:
-                    self.collect(running)
-                self.buffer.flush()
+                self.finish(running)
+
+    def take(self, row, pool, running: dict, at_once: int) -> None:
+        """Work on one row, unless there is no need; waits until fewer than `at_once` run."""
+        if not self.keep_going():
+            return
+        self.wait_for_twin(row, running)
+        if self.is_settled(row):
+            return
+        self.begin(row)
+        running[pool.submit(self.work, row)] = row
+        while len(running) >= at_once:
+            self.collect(running)
+
+    def finish(self, running: dict) -> None:
+        while running:
+            self.collect(running)
+        self.buffer.flush()
+
+    def was_under_way(self, row) -> bool:
+        """Whether the program ended while this row was being worked on."""
+        failure = self.cache.failure(row.path, self.stage)
+        return (failure is not None and failure[1] == "unfinished"
+                and failure[0] == row.inode_key)
 
     def rows(self):
         after = ""
@@ -6865,6 +6952,19 @@ class CachePass:
             for row in rows:
                 yield WaitingFile(*row)
             after = rows[-1][0]
+
+    def content_of(self, row) -> str:
+        """What rows share that need to be worked on only once."""
+        return version_prefix(row.inode_key)
+
+    def wait_for_twin(self, row, running: dict) -> None:
+        """Another name of the same content is under way: its result will do, once it is stored."""
+        content = self.content_of(row)
+        while any(self.content_of(other) == content for other in running.values()):
+            self.collect(running)
+        if content in self.unstored:
+            self.buffer.flush()
+            self.unstored.clear()
 
     def is_settled(self, row) -> bool:
         """Whether this row need not be worked on now."""
@@ -6888,9 +6988,12 @@ class CachePass:
         for future in done:
             row = running.pop(future)
             self.store(row, future.result())
+            self.unstored.add(self.content_of(row))
             self.permits.note(self.work_size(row))
             self.stats.last_progress = time.monotonic()
         self.buffer.flush_if_due()
+        if not self.buffer.changes:
+            self.unstored.clear()
 
     def work_size(self, row) -> int:
         return STAT_WORK
@@ -6926,6 +7029,9 @@ class ProbePass(CachePass):
     """Pass 2: ffprobe for each video that was not described yet."""
 
     stage = "probe"
+
+    def content_of(self, row) -> str:
+        return row.full_hash or version_prefix(row.inode_key)
 
     def tool(self) -> str | None:
         return self.plan.ffprobe.version
@@ -7272,7 +7378,7 @@ class Delivery:
     def start(self) -> None:
         self._thread.start()
 
-    def stop(self, timeout_s: float = 4.0) -> None:
+    def stop(self, timeout_s: float = 2.0) -> None:
         self._stop.set()
         self._wake.set()
         if self._thread.is_alive():
@@ -7456,7 +7562,7 @@ class Delivery:
             if root.end_due == marked:
                 self.cache.roots.save(root, end_due=0)
             return True
-        if not end["files"] and not end.get("accepted_empty"):
+        if not end["files"] and not end.get("accepted_empty") and self._holds_nothing(root):
             # An empty folder and a host that knows files there: a disk may be missing.
             log.warning("%s is empty, but the host knows files there; nothing of it changes",
                         root.path)
@@ -7472,6 +7578,11 @@ class Delivery:
         log.info("%s: the host holds something else; comparing folder by folder", root.path)
         self.reconcile(root)
         return False
+
+    def _holds_nothing(self, root) -> bool:
+        """Not even a file that the host refuses."""
+        return self.cache.store.one("SELECT 1 FROM agent_index WHERE root_id = ? LIMIT 1",
+                                    (root.id,)) is None
 
     def reconcile(self, root) -> None:
         """Send again the folders that differ and report what only the host has."""
@@ -7535,7 +7646,7 @@ class Delivery:
             page = self.transport.names({"agent": self._agent(), **root_body(root), "folder": rel,
                                          "after": after, "limit": NAMES_PAGE, "full": False})
             paths = [root.file_path(join_rel(rel, file["name"])) for file in page["files"]]
-            known = self.cache.files_at(paths)
+            known = self.cache.files_at(root.id, paths)
             for path in paths:
                 if path not in known:
                     self.cache.outbox.remove_path(root, path)

@@ -6,80 +6,81 @@ is one module's code, verbatim: low level first, the command line last. `line` i
 here, `there` where in the module: that maps a traceback back.
 
     line  there  section
-     161      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
-     211     25  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
-     476     18  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
-     830     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
-    1071     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
-    1382     20  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
-    1679     24  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
-    1879     24  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
-    2276     16  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2457     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, depth and number of objects.
-    2616     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    2823     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    2948     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3201     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3276     22  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    3604     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
-    3976     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4271     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    4388     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    4518     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain tuples, no SQL.
-    4660     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    5028      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5270     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    5533     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    5868     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    5926     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6069     17  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    6356     16  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    6450     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    6840     29  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7083     16  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    7281     21  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    7625     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    7798     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    8159     13  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
-    8421     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
-    8589     18  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
-    8889     20  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
-    9022     30  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
-    9401     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
-    9596     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
-    9705     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
-    9759     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
-    9856     11  medialib/catalog_show.py: Files as the API shows them.
-    9903     20  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
-   10083     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
-   10182     28  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
-   10410     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
-   10563     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
-   10739     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
-   10846     26  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
-   11087     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
-   11371     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
-   11474     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
-   11507     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
-   11664      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
-   11806     26  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   12150     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   12191     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   12377     36  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   12748     18  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   12860      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   12901      1  medialib/web/: The files of the web UI.
-   16923     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   17022     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   17093     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   17265     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   17353     16  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   17469      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   17550      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   17593     40  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   17858     38  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+     166      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
+     216     25  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
+     481     18  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
+     835     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
+    1076     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
+    1387     20  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
+    1684     24  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
+    1884     24  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
+    2281     16  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
+    2462     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, depth and number of objects.
+    2621     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    2828     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    2960     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3213     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3288     22  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    3616     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
+    3988     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4288     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    4405     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    4535     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain tuples, no SQL.
+    4677     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    5045      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5297     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    5560     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    5900     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    5958     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6101     22  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    6420     16  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    6514     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    6905     29  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7190     16  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    7388     21  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    7737     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    7910     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    8271     13  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
+    8533     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
+    8703     18  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
+    9018     20  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
+    9155     30  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
+    9535     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
+    9748     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
+    9857     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
+    9911     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
+   10009     11  medialib/catalog_show.py: Files as the API shows them.
+   10056     20  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
+   10246     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
+   10345     28  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
+   10573     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
+   10726     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
+   10907     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
+   11014     26  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
+   11291     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
+   11575     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
+   11678     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
+   11711     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
+   11868      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
+   12010     13  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others, found in the sort's own index.
+   12074     27  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   12445     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   12486     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   12672     36  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   13050     18  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   13162      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   13203      1  medialib/web/: The files of the web UI.
+   17239     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   17338     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   17409     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   17581     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   17669     16  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   17785      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   17866      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   17909     40  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   18174     38  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: 0e7dd8d0f1a65dfdec71576b2fa9aa8b30095e2e252624998422da508a8c403e
+# sha256 of all below this line: b7b9a90a96db1579b263c7e5d8be750716f321f0b6340b368a862773fb454488
 
 from __future__ import annotations
 
@@ -151,6 +152,10 @@ try:
     import ssl
 except ImportError:  # small Pythons of routers and NAS boxes
     ssl = None
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 
 # =================================================================================================
@@ -814,11 +819,11 @@ def row_digest(rel_path: str, inode_key: str, kind: str, algo: str | None,
     """A 64-bit number for one row. The sum over a root modulo DIGEST_MODULUS does not depend on
     the order, so both sides can compare what they hold without sending it.
     """
-    parts = (
-        rel_path, inode_key[:inode_key.rfind(":")], kind, algo or "", sample_hash or "",
-        full_hash or "", "1" if probed else "0",
+    text = (
+        f"{rel_path}\0{inode_key[:inode_key.rfind(':')]}\0{kind}\0{algo or ''}\0"
+        f"{sample_hash or ''}\0{full_hash or ''}\0{'1' if probed else '0'}"
     )
-    packed = "\0".join(parts).encode("utf-8", "surrogatepass")
+    packed = text.encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "big")
 
 
@@ -2280,7 +2285,7 @@ DAMAGE_WORDS = ("malformed", "not a database", "file is encrypted", "disk image"
 
 
 def explain_sqlite_error(error: sqlite3.Error, path: str) -> StoreError:
-    """The error as one of ours: damaged, or merely not usable now (full disk, read-only, locked)."""
+    """The error as one of ours: damaged, or merely not usable now (disk full, locked)."""
     text = str(error)
     if any(word in text for word in DAMAGE_WORDS):
         return DamagedStoreError(f"{path} is damaged: {text}")
@@ -2866,6 +2871,13 @@ class DeadlineSocket:
             return bool(select.select([self.sock], [], [], 0)[0])
         except (OSError, ValueError):
             return not hasattr(select, "poll") or self._poll_says_stale()
+
+    def is_same_machine(self) -> bool:
+        """Whether the peer has the very address this side has."""
+        try:
+            return self.sock.getpeername()[0] == self.sock.getsockname()[0]
+        except (OSError, IndexError):
+            return False
 
     def _poll_says_stale(self) -> bool:
         """select() takes no descriptor above 1023."""
@@ -4111,10 +4123,15 @@ class JsonClient:
         """The answer to POST; a dict is written as JSON, bytes are sent as the JSON they are."""
         data = body if isinstance(body, (bytes, bytearray)) else _body_bytes(body)
         headers = {"Content-Type": "application/json"}
-        if gzip:
+        if gzip and not self._stays_here():
             data = gzip_packed(data)
             headers["Content-Encoding"] = "gzip"
         return self._call("POST", path, data, headers, timeout_s, need_ok)
+
+    def _stays_here(self) -> bool:
+        """What does not leave this machine need not be packed; a first call does not know yet."""
+        sock = self._connection.sock
+        return sock is not None and sock.is_same_machine()
 
     def close(self) -> None:
         with self._lock:
@@ -5169,20 +5186,27 @@ class IndexWriter:
 
     def take_from(self, put: PutFile) -> str | None:
         """Remove the row that moved to put.path; the old path as the host knows it."""
+        if self.cache.error_count:
+            self.move_failures(put)
         old = self.old_row(put.moved_from)
         if old is None or version_prefix(old["inode_key"]) != version_prefix(put.inode_key):
             return put.moved_from
         self.drop_totals(old)
         self.db.execute("DELETE FROM agent_index WHERE path = ?", (put.moved_from,))
-        if self.cache.error_count:  # what ffprobe could not do it cannot do under the new name
-            self.db.execute("UPDATE OR REPLACE agent_error SET path = ?, root_id = ?"
-                            " WHERE path = ?", (put.path, put.root_id, put.moved_from))
         undelivered = old["rev"] > self.told
         if undelivered or old["root_id"] != put.root_id:
             self.tombstone(put.moved_from, old["root_id"])
         if undelivered and old["moved_from"]:
             return old["moved_from"] if old["moved_from"] != put.path else None
         return put.moved_from
+
+    def move_failures(self, put: PutFile) -> None:
+        """What ffprobe could not do it cannot do under the new name either."""
+        prefix = version_prefix(put.inode_key)
+        self.db.execute(
+            "UPDATE OR REPLACE agent_error SET path = ?, root_id = ?"
+            " WHERE path = ? AND inode_key >= ? AND inode_key < ?",
+            (put.path, put.root_id, put.moved_from, prefix, prefix[:-1] + ";"))
 
     def gone(self, change: GoneFile) -> None:
         old = self.old_row(change.path)
@@ -5191,8 +5215,11 @@ class IndexWriter:
         self.keep_former(change.path)
         self.drop_totals(old)
         self.db.execute("DELETE FROM agent_index WHERE path = ?", (change.path,))
-        self.cache.error_count -= self.db.execute("DELETE FROM agent_error WHERE path = ?",
-                                                  (change.path,)).rowcount
+        if self.cache.error_count:
+            # What ffprobe said waits for the file to turn up elsewhere, until forget_former.
+            self.cache.error_count -= self.db.execute(
+                "DELETE FROM agent_error WHERE path = ? AND stage != 'probe'",
+                (change.path,)).rowcount
         self.tombstone(change.path, old["root_id"])
         if old["rev"] > self.told:
             self.left_behind(old)
@@ -5597,14 +5624,15 @@ class AgentCache:
         return self.store.one("SELECT count(*) FROM (SELECT 1 FROM agent_index WHERE folder_id = ?"
                               " LIMIT ?)", (folder_id, at_most))[0]
 
-    def files_at(self, paths: list) -> dict:
-        """{path: KnownFile} for those of the paths that are known."""
+    def files_at(self, root_id: int, paths: list) -> dict:
+        """{path: KnownFile} for those of the paths that are known as files of this root."""
         found = {}
         for start in range(0, len(paths), LOOKUP_CHUNK):
             part = paths[start:start + LOOKUP_CHUNK]
             marks = ",".join("?" * len(part))
-            for row in self.store.rows(f"SELECT {KNOWN_FILE_COLUMNS} FROM agent_index"
-                                       f" WHERE path IN ({marks})", tuple(part)):
+            for row in self.store.rows(
+                    f"SELECT {KNOWN_FILE_COLUMNS} FROM agent_index WHERE path IN ({marks})"
+                    " AND +root_id = ?", (*part, root_id)):
                 found[row[0]] = row
         return found
 
@@ -5791,6 +5819,10 @@ class AgentCache:
         """At the end of a scan of everything, what did not turn up again is gone."""
         with self.store.atomic() as db:
             db.execute("DELETE FROM former")
+            if self.error_count:
+                db.execute("DELETE FROM agent_error WHERE stage != 'list' AND NOT EXISTS"
+                           " (SELECT 1 FROM agent_index i WHERE i.path = agent_error.path)")
+                self.error_count = db.execute("SELECT count(*) FROM agent_error").fetchone()[0]
 
     def is_empty(self) -> bool:
         """Nothing is known of any path, not even that it is gone."""
@@ -6062,7 +6094,7 @@ class ReaderPermits:
 
 
 # =================================================================================================
-# medialib/hash_window.py, from its line 17
+# medialib/hash_window.py, from its line 22
 # Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
 # =================================================================================================
 
@@ -6071,6 +6103,8 @@ CHUNK_BYTES = 4 << 20
 RACY_S = 2.0
 CAREFUL_FILES = 500
 LINKS_WAITING = 10_000
+SMALL_READ_BYTES = 64 << 10
+SLOW_FILE_S = 0.02
 
 
 class HashJob:
@@ -6101,6 +6135,7 @@ class HashWindow:
 
     def __init__(self, scan, info, *, careful: int):
         self.scan = scan
+        self.info = info
         self.cache = scan.cache
         self.plan = scan.plan
         self.stats = scan.stats
@@ -6113,6 +6148,7 @@ class HashWindow:
         self.window = deque()
         self.chunk = []
         self.chunk_bytes = 0
+        self.waits = info.network  # whether the last chunk waited for a disk or a wire
         self.linked = {}  # {inode_key: job} of hard links that are being read
 
     def __enter__(self):
@@ -6168,19 +6204,37 @@ class HashWindow:
     def _submit(self) -> None:
         if not self.chunk:
             return
+        chunk, small = self.chunk, self.chunk_bytes < SMALL_READ_BYTES * len(self.chunk)
+        self.chunk, self.chunk_bytes = [], 0
+        if small and not self.waits:
+            self._read_here(chunk)
+            return
         while sum(1 for future, _ in self.window if future is not None) > self.permits.limit:
             self._take_oldest()
         self.stats.workers = self.permits.limit
-        chunk, self.chunk, self.chunk_bytes = self.chunk, [], 0
         self.window.append((self.pool.submit(self._hash_chunk, chunk), None))
 
+    def _read_here(self, chunk: list) -> None:
+        """Small files that lie in memory: handing each read from thread to thread, as Python's lock
+        does, takes longer than the reading.
+        """
+        while self.window:
+            self._take_oldest()
+        self.stats.workers = 1
+        for job, outcome in self._hash_chunk(chunk):
+            self._store_outcome(job, outcome)
+        self.buffer.flush_if_due()
+
     def _hash_chunk(self, jobs: list) -> list:
-        """In a worker: [(job, HashResult or exception)]."""
+        """[(job, HashResult or exception)]; notes whether there was anything to wait for."""
         done = []
+        started, blocks = time.monotonic(), disk_blocks_read()
         for job in jobs:
             if not self.control.keep_going():
                 return done
             done.append((job, self._hash_one(job.found)))
+        self.waits = self.info.network or blocks is None or disk_blocks_read() != blocks or (
+            time.monotonic() - started > SLOW_FILE_S * len(jobs))
         return done
 
     def _hash_one(self, found):
@@ -6202,6 +6256,9 @@ class HashWindow:
             if len(self.chunk) < CHUNK_FILES // 2 and len(self.window) < 4:
                 return  # a small rest: a later folder's mark will cover it
             self._submit()
+        if not self.window:
+            self.scan.set_cursor(rel)
+            return
         if self.window[-1][0] is None:
             self.window[-1] = (None, rel)  # nothing was given since: one mark is enough
         else:
@@ -6321,6 +6378,13 @@ class HashWindow:
             self.buffer.add(Failure(each.root_id, each.path, "read", each.found.inode_key,
                                     failure_class, message,
                                     next_try=self.scan.clock() + retry_in_s))
+
+
+def disk_blocks_read() -> int | None:
+    """How many blocks this thread has had read from disks so far; None where nobody counts them."""
+    if resource is None or not hasattr(resource, "RUSAGE_THREAD"):
+        return None
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_inblock
 
 
 class SingleFile:
@@ -6620,7 +6684,8 @@ class RootScan:
         names = listing.names
         for start in range(0, len(names), BIG_FOLDER_PART):
             part = names[start:start + BIG_FOLDER_PART]
-            known = self.cache.files_at([prefix + to_text(name) for name in part])
+            known = self.cache.files_at(self.root.id,
+                                        [prefix + to_text(name) for name in part])
             self._compare(listing, part, folder_id, prefix, known)
             self.buffer.flush_if_due()
             if not self.control.keep_going():
@@ -6876,27 +6941,50 @@ class CachePass:
         self.readers = plan.readers(info)
         self.permits = ReaderPermits(self.readers, plan.adaptive)
         self.buffer = ChangeBuffer(cache, plan.batch_size, on_stored or list)
+        self.unstored = set()  # contents whose result is in the buffer only
 
     def keep_going(self) -> bool:
         return self.control.keep_going()
 
     def run(self) -> None:
         with ThreadPoolExecutor(max_workers=self.readers, thread_name_prefix=self.stage) as pool:
-            running = {}
+            running, suspects = {}, []
             try:
                 for row in self.rows():
-                    if not self.keep_going():
-                        break
-                    if self.is_settled(row):
-                        continue
-                    self.begin(row)
-                    running[pool.submit(self.work, row)] = row
-                    while len(running) >= self.permits.limit:
-                        self.collect(running)
+                    if self.was_under_way(row):
+                        suspects.append(row)  # few: those a crash found under way
+                    else:
+                        self.take(row, pool, running, self.permits.limit)
+                self.finish(running)
+                # Each of them may have ended the program: last, and alone, so that the three
+                # attempts that it gets are its own.
+                for row in suspects:
+                    self.take(row, pool, running, 1)
             finally:
-                while running:
-                    self.collect(running)
-                self.buffer.flush()
+                self.finish(running)
+
+    def take(self, row, pool, running: dict, at_once: int) -> None:
+        """Work on one row, unless there is no need; waits until fewer than `at_once` run."""
+        if not self.keep_going():
+            return
+        self.wait_for_twin(row, running)
+        if self.is_settled(row):
+            return
+        self.begin(row)
+        running[pool.submit(self.work, row)] = row
+        while len(running) >= at_once:
+            self.collect(running)
+
+    def finish(self, running: dict) -> None:
+        while running:
+            self.collect(running)
+        self.buffer.flush()
+
+    def was_under_way(self, row) -> bool:
+        """Whether the program ended while this row was being worked on."""
+        failure = self.cache.failure(row.path, self.stage)
+        return (failure is not None and failure[1] == "unfinished"
+                and failure[0] == row.inode_key)
 
     def rows(self):
         after = ""
@@ -6907,6 +6995,19 @@ class CachePass:
             for row in rows:
                 yield WaitingFile(*row)
             after = rows[-1][0]
+
+    def content_of(self, row) -> str:
+        """What rows share that need to be worked on only once."""
+        return version_prefix(row.inode_key)
+
+    def wait_for_twin(self, row, running: dict) -> None:
+        """Another name of the same content is under way: its result will do, once it is stored."""
+        content = self.content_of(row)
+        while any(self.content_of(other) == content for other in running.values()):
+            self.collect(running)
+        if content in self.unstored:
+            self.buffer.flush()
+            self.unstored.clear()
 
     def is_settled(self, row) -> bool:
         """Whether this row need not be worked on now."""
@@ -6930,9 +7031,12 @@ class CachePass:
         for future in done:
             row = running.pop(future)
             self.store(row, future.result())
+            self.unstored.add(self.content_of(row))
             self.permits.note(self.work_size(row))
             self.stats.last_progress = time.monotonic()
         self.buffer.flush_if_due()
+        if not self.buffer.changes:
+            self.unstored.clear()
 
     def work_size(self, row) -> int:
         return STAT_WORK
@@ -6968,6 +7072,9 @@ class ProbePass(CachePass):
     """Pass 2: ffprobe for each video that was not described yet."""
 
     stage = "probe"
+
+    def content_of(self, row) -> str:
+        return row.full_hash or version_prefix(row.inode_key)
 
     def tool(self) -> str | None:
         return self.plan.ffprobe.version
@@ -7314,7 +7421,7 @@ class Delivery:
     def start(self) -> None:
         self._thread.start()
 
-    def stop(self, timeout_s: float = 4.0) -> None:
+    def stop(self, timeout_s: float = 2.0) -> None:
         self._stop.set()
         self._wake.set()
         if self._thread.is_alive():
@@ -7498,7 +7605,7 @@ class Delivery:
             if root.end_due == marked:
                 self.cache.roots.save(root, end_due=0)
             return True
-        if not end["files"] and not end.get("accepted_empty"):
+        if not end["files"] and not end.get("accepted_empty") and self._holds_nothing(root):
             # An empty folder and a host that knows files there: a disk may be missing.
             log.warning("%s is empty, but the host knows files there; nothing of it changes",
                         root.path)
@@ -7514,6 +7621,11 @@ class Delivery:
         log.info("%s: the host holds something else; comparing folder by folder", root.path)
         self.reconcile(root)
         return False
+
+    def _holds_nothing(self, root) -> bool:
+        """Not even a file that the host refuses."""
+        return self.cache.store.one("SELECT 1 FROM agent_index WHERE root_id = ? LIMIT 1",
+                                    (root.id,)) is None
 
     def reconcile(self, root) -> None:
         """Send again the folders that differ and report what only the host has."""
@@ -7577,7 +7689,7 @@ class Delivery:
             page = self.transport.names({"agent": self._agent(), **root_body(root), "folder": rel,
                                          "after": after, "limit": NAMES_PAGE, "full": False})
             paths = [root.file_path(join_rel(rel, file["name"])) for file in page["files"]]
-            known = self.cache.files_at(paths)
+            known = self.cache.files_at(root.id, paths)
             for path in paths:
                 if path not in known:
                     self.cache.outbox.remove_path(root, path)
@@ -8542,10 +8654,12 @@ def full_hash_of(row) -> bytes | None:
 
 def digest_of_row(row, rel_folder: str) -> int:
     """scan_common.row_digest of a stored row."""
-    sample, full = row.sample_hash, full_hash_of(row)
+    sample, full = row.sample_hash, row.full_hash
+    sample_hex = sample.hex() if sample else None
+    full_hex = sample_hex if row.flags & FLAG_WHOLE else full.hex() if full else None
     return row_digest(
-        join_rel(rel_folder, row.name), row_inode_key(row), KIND_NAMES[row.kind],
-        ALGO_NAMES.get(row.algo), sample.hex() if sample else None, full.hex() if full else None,
+        f"{rel_folder}/{row.name}" if rel_folder else row.name, row_inode_key(row),
+        KIND_NAMES[row.kind], ALGO_NAMES.get(row.algo), sample_hex, full_hex,
         row.flags & FLAG_PROBED,
     )
 
@@ -8792,33 +8906,46 @@ def touch_root(db, counters: CatalogCounters, root: CatalogRoot, **values) -> bo
 
 
 def resolve_root(db, counters: CatalogCounters, agent: CatalogAgent, path: str,
-                 volume: str | None, volume_path: str | None, *, is_alive) -> CatalogRoot:
+                 volume: str | None, volume_path: str | None, *, is_alive,
+                 held=None, told: bool = False) -> CatalogRoot:
     """The root row for what the agent says it has at `path`; made, renamed or moved as needed.
 
+    `told` with a volume of None: the agent looked, and what is there has no lasting identity. It is
+    not the volume that was there (a mount point without its disk shows what lies below).
+
     `is_alive(db, agent number, root) -> bool` tells whether another agent still holds that root.
+    `held` is given for a root that is away: the numbers of the roots that are there. One of them
+    may well be at the same path, and is neither taken for the one that is away nor displaced by it.
     """
     roots = read_roots(db, agent.id)
     if volume is None:
-        same = [root for root in roots if root.path == path]
-        # Nothing is said about the volume: it is what was there last.
+        same = [root for root in roots if root.path == path and root.id not in (held or ())]
+        if told:
+            same = [root for root in same if root.volume is None]
+        # Where nothing is said about the volume, it is what was there last.
         same.sort(key=lambda root: (root.implicit, root.state == "offline", -root.seq))
-        return same[0] if same else _make_root(db, counters, agent, path, None, None)
+        found = same[0] if same else _make_root(db, counters, agent, path, None, None)
+        if told:
+            _take_path(db, counters, roots, found, path, away=False)
+        return found
     volume_path = volume_path or ""
     for root in roots:
         if root.volume == volume and (root.volume_path or "") == volume_path:
-            _take_path(db, counters, roots, root, path)
+            if held is None or root.id not in held:
+                _take_path(db, counters, roots, root, path, away=held is not None)
             return root
     for root in roots:
-        if root.path == path and root.volume is None and not root.implicit:
+        if (root.path == path and root.volume is None and not root.implicit
+                and root.id not in (held or ())):
             touch_root(db, counters, root, volume=volume, volume_path=volume_path)
             return root
-    carried = _carried_root(db, counters, agent, volume, volume_path, is_alive)
-    if carried is not None:
-        _take_path(db, counters, roots, carried, path)
-        return carried
-    root = _make_root(db, counters, agent, path, volume, volume_path)
-    _take_path(db, counters, roots, root, path)
-    return root
+    found = None
+    if held is None:
+        found = _carried_root(db, counters, agent, volume, volume_path, is_alive)
+    if found is None:
+        found = _make_root(db, counters, agent, path, volume, volume_path)
+    _take_path(db, counters, roots, found, path, away=held is not None)
+    return found
 
 
 def _make_root(db, counters, agent, path, volume, volume_path, implicit=0) -> CatalogRoot:
@@ -8828,12 +8955,14 @@ def _make_root(db, counters, agent, path, volume, volume_path, implicit=0) -> Ca
     return read_root(db, number)
 
 
-def _take_path(db, counters, roots: list, root: CatalogRoot, path: str) -> None:
-    """`root` is at `path` now: whatever else was there has been unplugged."""
+def _take_path(db, counters, roots: list, root: CatalogRoot, path: str, *, away: bool) -> None:
+    """`root` is at `path` now: whatever else was there has been unplugged, unless `root` itself is
+    `away`.
+    """
     if root.path != path:
         log.info("the disk of %s is now at %s", root.path, path)
         touch_root(db, counters, root, path=path)
-    for other in roots:
+    for other in [] if away else roots:
         if other.id != root.id and other.path == path and not other.implicit:
             touch_root(db, counters, other, state="offline",
                        reason="another disk is mounted in its place")
@@ -8918,6 +9047,11 @@ def resolution_bound(width: int | None, height: int | None) -> int | None:
     return next(bound for bound, _ in RESOLUTION_CLASSES if lines >= bound)
 
 
+def add_to(entry: list, files: int, size: int) -> None:
+    entry[0] += files
+    entry[1] += size
+
+
 class TallyChanges:
     """Collects what rows were added and taken away; `save` writes the sums once."""
 
@@ -8927,7 +9061,9 @@ class TallyChanges:
         self.facet: dict = collections.defaultdict(lambda: [0, 0])
         self.folder: dict = collections.defaultdict(lambda: [0, 0])
         self.roots: dict = {}
-        self.duplicate_keys: set = set()
+        # The duplicate keys (see duplicate_key_of) of rows that came and of rows that went.
+        self.joined: set = set()
+        self.left: set = set()
 
     def add(self, row: FileRow, root: CatalogRoot, rel_folder: str, meta: MetaRow | None) -> None:
         self._count(row, root, rel_folder, meta, 1)
@@ -8936,28 +9072,25 @@ class TallyChanges:
         self._count(row, root, rel_folder, meta, -1)
 
     def _count(self, row, root, rel_folder, meta, sign) -> None:
-        size = sign * row.size
-        entries = [
-            self.tally[root.id, row.kind, row.ext, row.reason or 0, row.state],
-            self.facet[root.id, row.state, FACET_WEEK, row.mtime_ns // WEEK_NS],
-        ]
+        # Every row that is written comes through here: the two sums that all have, and the rest.
+        state, size = row.state, sign * row.size
+        add_to(self.tally[root.id, row.kind, row.ext, row.reason or 0, state], sign, size)
+        add_to(self.facet[root.id, state, FACET_WEEK, row.mtime_ns // WEEK_NS], sign, size)
         if meta is not None:
-            entries += self._meta_entries(row, root, meta)
+            for entry in self._meta_entries(row, root, meta):
+                add_to(entry, sign, size)
         self.roots[root.id] = root
-        if row.state == STATE_PRESENT:
-            entries.append(self.folder[row.folder])
-            root.files += sign
-            root.bytes += size
-            root.digest = signed_sum(root.digest + sign * digest_of_row(row, rel_folder))
-            key = duplicate_key_of(row)
-            if key is not None:
-                self.duplicate_keys.add(key)
-        else:
+        if state != STATE_PRESENT:
             root.missing += sign
             root.missing_bytes += size
-        for entry in entries:
-            entry[0] += sign
-            entry[1] += size
+            return
+        add_to(self.folder[row.folder], sign, size)
+        root.files += sign
+        root.bytes += size
+        root.digest = signed_sum(root.digest + sign * digest_of_row(row, rel_folder))
+        key = duplicate_key_of(row)
+        if key is not None:
+            (self.joined if sign > 0 else self.left).add(key)
 
     def _meta_entries(self, row, root, meta) -> list:
         values = (
@@ -9197,16 +9330,17 @@ class FileBatch:
         self.db.executemany(FILE_INSERT, inserts)
 
     def _new_row(self, root: CatalogRoot, record: FileRecord, place: tuple) -> FileRow:
-        words, db = self.tools.words, self.db
-        flags = (record.whole | (FLAG_PROBED if record.metadata else 0)
-                 | (FLAG_ERROR if record.error else 0))
-        row = FileRow(
-            self.counters.next("file"), place[0], place[1], record.kind,
-            words.id_of(db, record.ext), record.size, record.mtime_ns, record.mtime, record.ctime,
-            record.ino, record.dev, record.key_text, record.algo, record.sample_size,
-            record.sample_hash, record.full_hash, flags, STATE_PRESENT,
+        words, db, flags = self.tools.words, self.db, record.whole
+        if record.metadata:
+            flags |= FLAG_PROBED
+        if record.error:
+            flags |= FLAG_ERROR
+        # `record[4:15]` are the columns from size to full_hash, which both have in this order.
+        row = tuple.__new__(FileRow, (
+            self.counters.next("file"), *place, record.kind, words.id_of(db, record.ext),
+            *record[4:15], flags, STATE_PRESENT,
             words.id_of(db, record.reason) if record.reason else None,
-            self.now, self.now, self.counters.next("seq"))
+            self.now, self.now, self.counters.next("seq")))
         meta = self._put_meta(row.id, record.metadata) if record.metadata else None
         if record.error:
             self._put_error(row.id, record.error)
@@ -9427,9 +9561,10 @@ class DuplicateMember(collections.namedtuple(
         return ("agent", self.agent, self.dev, self.ino)
 
 
-def update_duplicates(db, keys: set) -> None:
-    """Count the groups again that rows with these keys (see duplicate_key_of) are or were in."""
-    keys = _postpone_large(db, keys)
+def update_duplicates(db, joined: set, left: set) -> None:
+    """Count the groups again that rows with these keys (see duplicate_key_of) have joined or left.
+    """
+    keys = _postpone_large(db, left | _shared_keys(db, joined - left))
     if not keys:
         return
     samples = {key[:4] for key in keys}
@@ -9459,6 +9594,23 @@ def _postpone_large(db, keys: set) -> set:
 def _in_chunks(values: list):
     for start in range(0, len(values), DUPLICATE_CHUNK):
         yield values[start:start + DUPLICATE_CHUNK]
+
+
+def _shared_keys(db, keys: set) -> set:
+    """The keys that another file may have as well. Most hashes are nobody else's: the two indexes
+    alone tell, and no row need be fetched.
+    """
+    prefixes = {hash_[:HASH_PREFIX_BYTES] for key in keys for hash_ in key[3:] if hash_}
+    counts: collections.Counter = collections.Counter()
+    for part in _in_chunks(list(prefixes)):
+        for column in ("sample_hash", "full_hash"):
+            prefix = f"substr({column}, 1, {HASH_PREFIX_BYTES})"
+            counts.update([row[0] for row in db.execute(
+                f"SELECT {prefix} FROM file WHERE {prefix} IN ({','.join('?' * len(part))})"
+                f" AND {column} IS NOT NULL", part)])
+    shared = {prefix for prefix, count in counts.items() if count > 1}
+    return {key for key in keys if shared and not shared.isdisjoint(
+        hash_[:HASH_PREFIX_BYTES] for hash_ in key[3:] if hash_)}
 
 
 def _members_sharing(db, hashes: list) -> list:
@@ -9582,7 +9734,7 @@ def recount_root_duplicates(db, root_id: int, after: int, limit: int) -> int | N
         " FROM file f JOIN folder d ON d.id = f.folder WHERE f.id > ? AND d.root = ?"
         " AND f.sample_hash IS NOT NULL AND f.size > 0 AND f.state = ? ORDER BY f.id LIMIT ?",
         (after, root_id, STATE_PRESENT, limit)).fetchall()
-    update_duplicates(db, {
+    update_duplicates(db, set(), {
         (size, algo, sample_size, sample, sample if flags & FLAG_WHOLE else full)
         for _, size, algo, sample_size, sample, full, flags in rows})
     return rows[-1][0] if len(rows) == limit else None
@@ -9760,14 +9912,15 @@ COMPARE_FILES = 50_000  # a page of folders ends once it has looked at this many
 
 
 def read_agent_root(db, agent: CatalogAgent, path: str, volume: str | None,
-                    volume_path: str | None) -> CatalogRoot | None:
+                    volume_path: str | None, told: bool = False) -> CatalogRoot | None:
     """The root row an agent means, as resolve_root would find it, without making one."""
     roots = read_roots(db, agent.id)
     if volume is not None:
         for root in roots:
             if root.volume == volume and (root.volume_path or "") == (volume_path or ""):
                 return root
-    same = [root for root in roots if root.path == path and (volume is None or not root.volume)]
+    same = [root for root in roots if root.path == path and (
+        not root.volume or (volume is None and not told))]
     same.sort(key=lambda root: (root.implicit, root.state == "offline", -root.seq))
     return same[0] if same else None
 
@@ -10005,6 +10158,9 @@ class CatalogWriter:
 
     def _commit_group(self, jobs: list) -> None:
         """One transaction. When it is lost as a whole, each job is tried once in one of its own."""
+        if len(jobs) == 1:
+            self._commit_alone(jobs[0])
+            return
         outcomes: list = []
         try:
             with self.store.atomic() as db:
@@ -10040,21 +10196,28 @@ class CatalogWriter:
         db.execute("RELEASE job")
         return result, None
 
+    def _commit_alone(self, job: WriteJob) -> None:
+        """A transaction of its own needs no savepoint, for which SQLite copies every page."""
+        try:
+            with self.store.atomic() as db:
+                result = job.work(db)
+        except (StoreError, sqlite3.Error) as error:
+            self.on_failure()
+            self._fail(job, error)
+        except Exception as error:  # the job's own refusal: nothing is wrong with the catalogue
+            self.on_failure()
+            self._answer([job], [(None, error)])
+        else:
+            self.commits += 1
+            self.last_error = None
+            self._answer([job], [(result, None)])
+
     def _retry_alone(self, jobs: list, error: Exception) -> None:
         if len(jobs) == 1:
             self._fail(jobs[0], error)
             return
         for job in jobs:
-            try:
-                with self.store.atomic() as db:
-                    outcome = self._run_in_savepoint(db, job)
-            except (StoreError, sqlite3.Error) as again:
-                self.on_failure()
-                self._fail(job, again)
-            else:
-                self.commits += 1
-                self.last_error = None
-                self._answer([job], [outcome])
+            self._commit_alone(job)
 
     def _fail(self, job: WriteJob, error: Exception) -> None:
         if isinstance(error, sqlite3.Error):
@@ -10370,7 +10533,7 @@ class ChangeSet:
     def finish(self) -> None:
         for batch in self._batches:
             batch.changes.save(self.tools.folders)
-            update_duplicates(self.db, batch.changes.duplicate_keys)
+            update_duplicates(self.db, batch.changes.joined, batch.changes.left)
         if self.tools.search.behind(self.counters) > SEARCH_BEHIND:
             self.tools.search.index_more(self.db, self.counters)
         self.counters.save()
@@ -10615,17 +10778,19 @@ def _write_hello(changes, presence, agent_id, about, errors, peer) -> dict:
 def _write_roots(changes, presence, agent, roots: list) -> None:
     """The rows of the reported roots; those that are not reported any more are offline."""
     db = changes.db
-    reported = [_reported_root(changes, presence, agent, root) for root in roots]
-    held = {root_id for root_id, online in reported if online}
+    there = [root for root in roots if root.get("state") != "offline"]
+    away = [root for root in roots if root.get("state") == "offline"]
+    held = {_reported_root(changes, presence, agent, root) for root in there}
+    known = held | {_reported_root(changes, presence, agent, root, held) for root in away}
     for root in read_roots(db, agent.id):
-        if root.id not in {root_id for root_id, _ in reported} and not root.implicit:
+        if root.id not in known and not root.implicit:
             touch_root(db, changes.counters, root, state="offline",
                        reason=root.reason or "no longer a root of this machine")
     _free_paths(changes, agent, held)
 
 
-def _reported_root(changes, presence, agent, reported: dict) -> tuple:
-    """(root number, whether it is online) after the row says what the agent does."""
+def _reported_root(changes, presence, agent, reported: dict, held=None) -> int:
+    """The root's number, after its row says what the agent does. `held`: see `resolve_root`."""
     db = changes.db
     volume = reported.get("volume") if isinstance(reported.get("volume"), str) else None
     volume_path = reported.get("volume_path")
@@ -10633,14 +10798,17 @@ def _reported_root(changes, presence, agent, reported: dict) -> tuple:
     state = reported.get("state") if reported.get("state") in ROOT_STATES else "online"
     reason = reported.get("reason")
     root = resolve_root(db, changes.counters, agent, reported["path"], volume, volume_path,
-                        is_alive=functools.partial(holder_is_alive, presence))
+                        is_alive=functools.partial(holder_is_alive, presence), held=held,
+                        told="volume" in reported and held is None)
+    if root.id in (held or ()):
+        return root.id
     facts = {name: reported.get(name) for name in ROOT_FACTS if reported.get(name) is not None}
     # The sizes change all the time and are no news; they are kept with the next real change.
     values = {"state": state, "reason": str(reason)[:500] if reason else None}
     if {**root_facts(root), **facts} != root_facts(root):
         db.execute("UPDATE root SET facts_json = ? WHERE id = ?", (json.dumps(facts), root.id))
     touch_root(db, changes.counters, root, **values)
-    return root.id, state != "offline"
+    return root.id
 
 
 def _free_paths(changes, agent, held: set) -> None:
@@ -10891,16 +11059,13 @@ class RecordChecker:
     def __init__(self, prefix: str = "", classifier: Classifier | None = None):
         self.prefix = prefix
         self._classifier = classifier
+        self._folder: str | None = None  # the last folder found right, for the next file in it
 
     def check(self, index: int, raw) -> FileRecord:
         if not isinstance(raw, dict):
             raise RecordError("a record must be an object")
-        path = check_path(raw.get("path"))
-        if not path.startswith(self.prefix):
-            raise RecordError("path is not inside the batch's root")
-        name = path[path.rfind("/") + 1:]
-        if not name or len(name) > NAME_LENGTH:
-            raise RecordError(f"the name must have 1 to {NAME_LENGTH} characters")
+        path = raw.get("path")
+        name = self._name(path)
         ext = ext_of(name)
         kind, reason = self._kind(raw, name, ext)
         size = raw.get("size")
@@ -10914,13 +11079,33 @@ class RecordChecker:
         metadata = raw.get("metadata")
         moved_from = raw.get("moved_from")
         error = raw.get("error")
-        return FileRecord(
+        # Made without the named tuple's own __new__: this runs for every record of a batch.
+        return tuple.__new__(FileRecord, (
             index, path, kind, ext, size, *check_identity(raw.get("inode_key"), size, mtime, ctime),
             *(NO_HASHES if hashes is None else check_hashes(hashes, size)), reason,
             None if metadata is None else check_metadata(metadata),
             None if moved_from is None else check_path(moved_from, "moved_from"),
             None if error is None else check_error(error),
-        )
+        ))
+
+    def _name(self, path) -> str:
+        """The name at the end of a record's path, when the path is right; the folder is looked at
+        once for all of its files that follow one another.
+        """
+        cut = path.rfind("/") if isinstance(path, str) else -1
+        if cut > 0 and path[:cut] == self._folder and len(path) <= PATH_LENGTH:
+            name = path[cut + 1:]
+            if name.isascii() and "\0" not in name and name not in ("", ".", "..") \
+                    and len(name) <= NAME_LENGTH:
+                return name
+        check_path(path)
+        if not path.startswith(self.prefix):
+            raise RecordError("path is not inside the batch's root")
+        name = path[cut + 1:]
+        if not name or len(name) > NAME_LENGTH:
+            raise RecordError(f"the name must have 1 to {NAME_LENGTH} characters")
+        self._folder = path[:cut]
+        return name
 
     def _kind(self, raw: dict, name: str, ext: str) -> tuple:
         """(code, reason); the reason is kept for junk only."""
@@ -10962,6 +11147,19 @@ def check_identity(key, size: int, mtime: float, ctime: float | None) -> tuple:
     if not isinstance(key, str) or len(key) > 200:
         raise RecordError("inode_key must be a text such as size:mtime_ns:ino:dev")
     try:
+        _, mtime_ns, ino, dev = key.split(":")
+        mtime_ns, ino, dev = int(mtime_ns), int(ino), int(dev)
+    except ValueError:
+        return _unusual_identity(key, size, mtime, ctime)
+    # Only the form that we write ourselves comes out as it went in.
+    if key == f"{size}:{mtime_ns}:{ino}:{dev}" and 0 <= ino <= INT64_MAX and _fits(mtime_ns, dev):
+        return mtime_ns, _exact_or_none(mtime, mtime_ns), ctime, ino, dev, None
+    return _unusual_identity(key, size, mtime, ctime)
+
+
+def _unusual_identity(key: str, size: int, mtime: float, ctime: float | None) -> tuple:
+    """The same of an older agent's key, or of numbers that do not fit our columns."""
+    try:
         key_size, mtime_ns, ino, dev = parse_inode_key(key)
     except ValueError:
         raise RecordError("inode_key must look like size:mtime_ns:ino:dev") from None
@@ -10974,8 +11172,8 @@ def check_identity(key, size: int, mtime: float, ctime: float | None) -> tuple:
     return mtime_ns, _exact_or_none(mtime, mtime_ns), ctime, stored_ino, dev, key_text
 
 
-def _fits(*numbers: int) -> bool:
-    return all(-INT64_MAX <= number <= INT64_MAX for number in numbers)
+def _fits(mtime_ns: int, dev: int) -> bool:
+    return -INT64_MAX <= mtime_ns <= INT64_MAX and -INT64_MAX <= dev <= INT64_MAX
 
 
 def _exact_or_none(mtime: float, mtime_ns: int) -> float | None:
@@ -11001,18 +11199,24 @@ def check_hashes(hashes, size: int) -> tuple:
         algo = "sha256"  # older agents without xxhash kept its label
     if sample is None:
         raise RecordError("hashes.sample_hash is missing")
-    sample = check_digest(sample, algo, "sample_hash")
-    full = None if full is None else check_digest(full, algo, "full_hash")
-    if full is not None and full == sample and size <= 3 * sample_size:
-        return algo_code(algo), sample_size, sample, None, FLAG_WHOLE
+    same, sample = full == sample, check_digest(sample, algo, "sample_hash")
+    if full is not None:
+        full = sample if same else check_digest(full, algo, "full_hash")
+        if full == sample and size <= 3 * sample_size:
+            return algo_code(algo), sample_size, sample, None, FLAG_WHOLE
     return algo_code(algo), sample_size, sample, full, 0
 
 
 def check_digest(digest, algo: str, what: str) -> bytes:
     wanted = DIGEST_LENGTHS[algo]
-    if not isinstance(digest, str) or len(digest) != wanted or not HEX_DIGITS.issuperset(digest):
-        raise RecordError(f"hashes.{what} must be {wanted} hexadecimal digits for {algo}")
-    return bytes.fromhex(digest)
+    if isinstance(digest, str) and len(digest) == wanted:
+        try:
+            packed = bytes.fromhex(digest)  # it passes over blanks, which leave it too short
+        except ValueError:
+            packed = b""
+        if 2 * len(packed) == wanted:
+            return packed
+    raise RecordError(f"hashes.{what} must be {wanted} hexadecimal digits for {algo}")
 
 
 def check_metadata(metadata) -> tuple:
@@ -11799,7 +12003,71 @@ def _names_not_indexed(db, word: str):
 
 
 # =================================================================================================
-# medialib/catalog_files.py, from its line 26
+# medialib/catalog_skip.py, from its line 13
+# Far places of a sorted list: the row behind so many others, found in the sort's own index.
+# =================================================================================================
+
+SKIP_MOST = 1 << 40
+SKIP_TIME_S = 3.0
+SKIP_STEPS = 20_000  # SQLite asks after so many steps whether it is to stop
+
+
+def skip_count(body: dict) -> int:
+    skip = body.get("skip") or 0
+    if type(skip) is not int or not 0 <= skip <= SKIP_MOST:
+        raise FilterError("skip must be a whole number that is not negative")
+    return skip
+
+
+def can_skip(filter_) -> bool:
+    """Words are compared outside of SQL: only a list of candidates can be counted through then."""
+    return not filter_.words
+
+
+def skipped_place(pages, key, filter_, order: str, after, skip: int) -> tuple:
+    """(whether it was found in time, [sort value, row number] of the last row that is skipped, or
+    None where the list ends before it).
+    """
+    direction = "DESC" if order == "desc" else "ASC"
+    parts, values = [], []
+    for kind in (filter_.kinds if key.by_kind else [None]):
+        for condition, own in pages.window_parts(key, order, kind, after):
+            statement, bound = _skip_part(pages, key, filter_, condition)
+            parts.append(statement)
+            values += [*own, *bound]
+    # SQLite merges the parts as their indexes yield them; nothing is sorted or kept.
+    statement = (" UNION ALL ".join(parts) + f" ORDER BY v{key.collate} {direction}, i {direction}"
+                 " LIMIT 1 OFFSET ?")
+    return _within_time(pages.db, statement, (*values, skip - 1))
+
+
+def _skip_part(pages, key, filter_, condition: str) -> tuple:
+    """(SELECT of one range of the index, the filter's values)."""
+    bare = filter_.plain <= {"kind"} and filter_.all_roots
+    source, row_id = pages.source_of(key, bare=bare)
+    columns = f"SELECT {key.column} AS v, {row_id} AS i FROM {source}"
+    if bare:
+        return f"{columns} WHERE {condition}", ()
+    join = " JOIN metadata m ON m.file = f.id" if filter_.needs_meta and not key.meta else ""
+    return f"{columns}{join} WHERE {condition} AND {filter_.where()}", filter_.values
+
+
+def _within_time(db, statement: str, values) -> tuple:
+    end = time.monotonic() + SKIP_TIME_S
+    db.set_progress_handler(lambda: time.monotonic() > end, SKIP_STEPS)
+    try:
+        row = db.execute(statement, values).fetchone()
+    except sqlite3.OperationalError as error:
+        if "interrupted" not in str(error):
+            raise
+        return False, None
+    finally:
+        db.set_progress_handler(None, 0)
+    return True, row
+
+
+# =================================================================================================
+# medialib/catalog_files.py, from its line 27
 # Pages of files: filtered, sorted, the deepest as fast as the first.
 # =================================================================================================
 
@@ -11864,9 +12132,36 @@ class FilePages:
         self.end_at = time.monotonic() + time_s
 
     def page(self, body: dict) -> dict:
-        """{"files", "next"} for the body of POST /api/files."""
-        found, token = self.find(body, page_limit(body))
-        return {"files": self.shower.show_all(found), "next": token}
+        """{"files", "next"} for the body of POST /api/files; with "skip", where that is possible,
+        from behind so many rows, and "skipped" says so.
+        """
+        limit, skip = page_limit(body), skip_count(body)
+        place, done = self._skipped(body, skip) if skip else (body, False)
+        found, token = self.find(place, limit) if place is not None else ([], None)
+        answer = {"files": self.shower.show_all(found), "next": token}
+        return {**answer, "skipped": skip} if done else answer
+
+    def _skipped(self, body: dict, skip: int) -> tuple:
+        """(the body that goes on behind the skipped rows, or None if the list ends before that;
+        whether it could be done).
+        """
+        filter_ = self.reader.read(body.get("filter"))
+        key, order = SORT_KEYS.get(body.get("sort") or "name"), body.get("order") or "asc"
+        if key is None or order not in ("asc", "desc"):
+            return body, False
+        after = body.get("after")
+        after = decode_token(after, 2) if after is not None else None
+        proposed = proposed_files(self.db, filter_, self.searchable)
+        if proposed is not None:
+            _, token = self._sorted_candidates(key, filter_, proposed, order, after, skip)
+        elif can_skip(filter_):
+            done, row = skipped_place(self, key, filter_, order, after, skip)
+            if not done:
+                return body, False
+            token = encode_token(*row) if row is not None else None
+        else:
+            return body, False
+        return (None if token is None else {**body, "after": token}), True
 
     def one(self, file_id: int) -> dict | None:
         """One file with "streams" of ffprobe and its "copies", or None."""
@@ -11970,7 +12265,7 @@ class FilePages:
         """
         window = WINDOW_FIRST
         while True:
-            parts = self._window_parts(key, order, kind, after)
+            parts = self.window_parts(key, order, kind, after)
             position, passed = None, 0
             for condition, values in parts:
                 edge = self._edge(key, condition, values, order, window - passed)
@@ -11984,7 +12279,7 @@ class FilePages:
             yield FoundRow(*position)
             after, window = position, min(window * 2, WINDOW_LARGEST)
 
-    def _window_parts(self, key: SortKey, order, kind, after) -> list:
+    def window_parts(self, key: SortKey, order, kind, after) -> list:
         """[(condition, values)] that together are what comes after `after`, in this order."""
         base, values = ("f.kind = ?", [kind]) if key.by_kind else ("1", [])
         if key.meta:
@@ -12001,7 +12296,7 @@ class FilePages:
             (f"{base} AND {key.column} {than} ?{key.collate}", [*values, after[0]]),
         ]
 
-    def _source(self, key: SortKey, *, bare: bool) -> tuple:
+    def source_of(self, key: SortKey, *, bare: bool) -> tuple:
         """(FROM …, the row's number) where the sort's index comes first."""
         if key.meta:
             table = f"metadata m INDEXED BY {key.index}"
@@ -12012,7 +12307,7 @@ class FilePages:
 
     def _edge(self, key, condition, values, order, count: int) -> tuple:
         """(rows in the window, (value, id) of its last one if there are more behind it)."""
-        source, row_id = self._source(key, bare=True)
+        source, row_id = self.source_of(key, bare=True)
         direction = "DESC" if order == "desc" else "ASC"
         row = self.db.execute(
             f"SELECT {key.column}, {row_id} FROM {source} WHERE {condition}"
@@ -12022,7 +12317,7 @@ class FilePages:
 
     def _window(self, key, filter_, condition, values, order, edge):
         """The matching rows of one part up to its edge."""
-        source, row_id = self._source(key, bare=False)
+        source, row_id = self.source_of(key, bare=False)
         direction, than = ("DESC", ">") if order == "desc" else ("ASC", "<")
         bound, bound_values = "", ()
         if edge[1] is not None:
@@ -12400,6 +12695,7 @@ class BatchOutline:
         self.removed = listed(body, "removed")
         self.root = root_path_of(body)
         self.volume = short_text(body, "volume", 1000)
+        self.volume_told = "volume" in body
         self.volume_path = short_text(body, "volume_path", 5000)
         self.after_rev = whole_number(body, "after_rev")
         self.rev = whole_number(body, "rev")
@@ -12609,7 +12905,8 @@ class Ingest:
             return None
         root = resolve_root(changes.db, changes.counters, agent, outline.root, outline.volume,
                             outline.volume_path,
-                            is_alive=functools.partial(holder_is_alive, self.presence))
+                            is_alive=functools.partial(holder_is_alive, self.presence),
+                            told=outline.volume_told)
         batch.upsert(root, records)
         batch.remove(root, removed)
         return batch.roots.get(root.id, root)
@@ -12654,12 +12951,15 @@ class Ingest:
             agent = find_agent(db, agent_id)
             if agent is None:
                 return None, None
-            root = read_agent_root(db, agent, path, volume, volume_path)
+            root = read_agent_root(db, agent, path, volume, volume_path, "volume" in body)
             return (root.id if root else None), agent.id
 
 
 def hello_roots(agent: dict) -> list | None:
-    """The roots an agent reports, those that are well-formed; None when it says nothing of them."""
+    """The roots an agent reports, those that are well-formed; None when it says nothing of them.
+
+    Two at one path are two roots: the disk that is there, and the one whose place it took.
+    """
     roots = agent.get("roots")
     if not isinstance(roots, list):
         return None
@@ -12669,7 +12969,9 @@ def hello_roots(agent: dict) -> list | None:
             continue
         path = normal_root_path(raw["path"])
         if is_absolute_text(path):
-            found[path] = {**raw, "path": path}
+            key = (path, str(raw.get("volume")), str(raw.get("volume_path")))
+            if key not in found or raw.get("state") != "offline":
+                found[key] = {**raw, "path": path}
     return list(found.values())
 
 
@@ -12901,7 +13203,7 @@ def web_names() -> list:
 WEB_FILES.update({
     "api.js": r'''// Calls of the host: JSON bodies both ways. A failure is an ApiError with the host's own words.
 
-export class ApiError extends Error {
+class ApiError extends Error {
   constructor(status, answer) {
     super(answer.error || `the host answered ${status}`);
     this.status = status;
@@ -13147,8 +13449,6 @@ function niceTop(value, base) {
 export function growthChart(days, by) {
   const values = days.map((day) => day[by]);
   const say = by === "files" ? count : bytes;
-  if (days.length < 2) return el("p", { class: "muted" },
-    "One row a day is kept; the curve starts on the second day.");
   return responsive("growth", (width, em) => {
     const height = Math.round(em * 13);
     const unit = by === "bytes" ? 1024 ** Math.floor(Math.log(Math.max(1, ...values)) / Math.log(1024)) : 1;
@@ -13394,10 +13694,6 @@ export function put(node, ...children) {
   return add(node, children);
 }
 
-export function isOdd(text) {
-  return ODD.test(text);
-}
-
 function mark(char) {
   const code = char.codePointAt(0);
   const hex = code.toString(16).toUpperCase();
@@ -13410,7 +13706,7 @@ function mark(char) {
 }
 
 // The name as nodes; a plain name (nearly all) is one text node.
-export function nameNodes(text) {
+function nameNodes(text) {
   if (!ODD.test(text)) return [document.createTextNode(text)];
   const nodes = [];
   let plain = "";
@@ -13431,6 +13727,15 @@ export function name(text, attrs) {
 // The same as a string, for titles and labels where no element can stand.
 export function plainName(text) {
   return ODD.test(text) ? nameNodes(text).map((node) => node.textContent).join("") : text;
+}
+
+// Drawing anew must not take the keyboard's place away: the same link gets the focus back.
+export function keepingFocus(root, draw) {
+  const held = root.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
+  draw();
+  if (!held || root.contains(document.activeElement)) return;
+  const again = [...root.querySelectorAll("a")].find((link) => link.getAttribute("href") === held);
+  if (again) again.focus({ preventScroll: true });
 }
 
 let ids = 0;
@@ -13888,8 +14193,8 @@ export const LISTS = {
     video_codec: "Video codec",
   audio_codec: "Audio codec", container: "Container", ext: "Extension", reason: "Reason",
 };
-export const TEXTS = { q: "Search", under: "Under", folder: "In folder", hash: "Hash" };
-export const FLAGS = { probed: "Described", error: "With errors" };
+const TEXTS = { q: "Search", under: "Under", folder: "In folder", hash: "Hash" };
+const FLAGS = { probed: "Described", error: "With errors" };
 
 const plainCount = { show: String, parse: parseCount };
 const dateEnd = {
@@ -13931,7 +14236,7 @@ export function rangeText(range) {
   return `${range.min ?? ""}..${range.max ?? ""}`;
 }
 
-export function tellRange(key, { min, max }) {
+function tellRange(key, { min, max }) {
   const { show } = RANGES[key];
   if (min === max) return show(min);
   if (min === undefined) return `at most ${show(max)}`;
@@ -14396,9 +14701,10 @@ export function bitrate(bits) {
     : `${Math.round(bits / 1000)} kb/s`;
 }
 
-// ffprobe names a container by all its relatives; the first two are enough to know it.
+// ffprobe names a container by all its relatives; people know it by one.
 export function shortContainer(name) {
-  return (name || "").split(",").slice(0, 2).join("/");
+  const [first, second] = (name || "").split(",");
+  return first === "mov" && second === "mp4" ? "mp4/mov" : first;
 }
 
 const FACTORS = { "": 1, k: 2 ** 10, m: 2 ** 20, g: 2 ** 30, t: 2 ** 40, p: 2 ** 50 };
@@ -14477,7 +14783,7 @@ import { onLive } from "./live.js";
 import { href } from "./router.js";
 import { toast, told } from "./toast.js";
 
-export const KIND_LISTS = {
+const KIND_LISTS = {
   video: "media_extensions", audio: "audio_extensions", image: "image_extensions",
     subtitle: "subtitle_extensions", xml: "xml_extensions", other: "other_extensions",
 };
@@ -14953,7 +15259,6 @@ const RETRY_MS = 3000;
 
 const listeners = { counts: new Set(), progress: new Set(), agents: new Set(), state: new Set(),
   again: new Set() };
-const last = { counts: null, progress: new Map() };
 let source = null;
 let state = "connecting";
 let heard = 0;
@@ -14965,7 +15270,6 @@ export function onLive(type, listener) {
   return () => listeners[type].delete(listener);
 }
 
-export const progressOf = (agent) => last.progress.get(agent) || null;
 export const liveState = () => state;
 
 function emit(type, data) {
@@ -14996,13 +15300,9 @@ function connect() {
   source = mine;
   mine.addEventListener("open", opened);
   mine.addEventListener("ping", (event) => { pings = true; parse(event); });
-  mine.addEventListener("counts", (event) => { last.counts = parse(event); emit("counts", last.counts); });
+  mine.addEventListener("counts", (event) => emit("counts", parse(event)));
   mine.addEventListener("agents", (event) => emit("agents", parse(event)));
-  mine.addEventListener("progress", (event) => {
-    const data = parse(event);
-    last.progress.set(data.agent, data.stats);
-    emit("progress", data);
-  });
+  mine.addEventListener("progress", (event) => emit("progress", parse(event)));
   mine.addEventListener("error", () => {
     setState("lost");
     if (mine.readyState === EventSource.CLOSED && source === mine) setTimeout(connect, RETRY_MS);
@@ -15543,9 +15843,9 @@ readCounts();
 import { Latest, call } from "./api.js";
 import { barChart, growthChart, splitBar } from "./charts.js";
 import { KINDS, stateMark } from "./columns.js";
-import { button, el, name, put } from "./dom.js";
+import { button, el, keepingFocus, name, plainName, put } from "./dom.js";
 import { emptyState, failed, loading } from "./empty.js";
-import { ago, bytes, count, percent, plural, shortContainer } from "./format.js";
+import { ago, bytes, count, plural, shortContainer } from "./format.js";
 import { onLive } from "./live.js";
 import { ProgressLine } from "./progress_line.js";
 import { rangeText } from "./filter.js";
@@ -15596,16 +15896,20 @@ export class OverviewView {
     this.loaded = Date.now();
     try {
       this.summary = await call("summary", {}, signal);
-      this.draw();
+      keepingFocus(this.root, () => this.draw());
       const parts = [
         ["facets", { filter: {}, keys: FACETS, limit: 10 }, "charts"], ["growth", { days: 400 }, "growth"],
-        ["files", { filter: {}, sort: "changed", order: "desc", limit: 12 }, "recent"],
-          ["agents", {}, "agents"],
+        ["files", { filter: {}, sort: "changed", order: "desc", limit: 8 }, "recent"],
+        ["agents", {}, "agents"],
       ];
       await Promise.all(parts.map(async ([path, body, part]) => {
-        try { this[part] = await call(path, body, signal);
-          } catch (error) { if (error.name === "AbortError") return; this[part] = { error }; }
-        this.drawPart(part);
+        try {
+          this[part] = await call(path, body, signal);
+        } catch (error) {
+          if (error.name === "AbortError") return;
+          this[part] = { error };
+        }
+        keepingFocus(this.root, () => this.drawPart(part));
       }));
     } catch (error) {
       if (error.name !== "AbortError" && !this.summary) put(this.root, failed(error, () => this.load()));
@@ -15615,13 +15919,16 @@ export class OverviewView {
   draw() {
     const { summary } = this;
     if (!summary.files && !summary.missing && !summary.offline) { this.drawEmpty(); return; }
-    this.places = { charts: el("div", { class: "cards charts" }), growth: el("div"), recent: el("div"),
-      agents: el("div", { class: "activity" }) };
+    this.places = {
+      ...Object.fromEntries(FACETS.map((key) => [key, el("div")])), growth: el("div"), recent: el("div"),
+      agents: el("div", { class: "activity" }),
+    };
     put(this.root, el("div", { class: "page-head" }, el("h1", null, "Overview"), this.byToggle()),
       this.places.agents, this.tiles(summary),
       el("div", { class: "cards top-cards" }, card("Kinds", "wide-card", this.kinds(summary.kinds)),
         card("Machines", "", this.machines(summary.agents)), card("Growth", "", this.places.growth)),
-      this.places.charts, card("Changed lately", "recent", this.places.recent));
+      el("div", { class: "cards" }, FACETS.map((key) => card(TITLES[key], "", this.places[key])),
+        card("Changed lately", "", this.places.recent)));
     for (const part of ["charts", "growth", "recent", "agents"]) this.drawPart(part);
   }
 
@@ -15667,23 +15974,27 @@ export class OverviewView {
   }
 
   drawPart(part) {
-    const place = this.places && this.places[part];
     const data = this[part];
-    if (!place) return;
-    if (!data) put(place, part === "agents" ? null : loading());
-    else if (data.error instanceof Error) put(place,
+    if (!this.places) return;
+    const places = part === "charts" ? FACETS.map((key) => this.places[key]) : [this.places[part]];
+    const say = (text) => places.forEach((place) => put(place, text()));
+    if (!data) say(() => (part === "agents" ? null : loading()));
+    else if (data.error instanceof Error) say(() =>
       el("p", { class: "muted" }, `Not available: ${data.error.message}`));
-    else this[`${part}Part`](place, data);
+    else if (part === "charts") this.drawCharts(data);
+    else this[`${part}Part`](places[0], data);
   }
 
-  chartsPart(place, { facets }) {
-    put(place, FACETS.map((key) => card(TITLES[key], "",
-      barChart(TITLES[key], this.ordered(key, facets[key] || []).map((item) => ({
-      label: item.label || (key === "container" ? shortContainer(item.value) : item.value) || "(none)",
+  drawCharts({ facets }) {
+    for (const key of FACETS) {
+      const items = this.ordered(key, facets[key] || []).map((item) => ({
+        label: item.label || (key === "container" ? shortContainer(item.value) : item.value) || "(none)",
         files: item.files, bytes: item.bytes,
-      href: href("library", item.filter && item.filter.mtime ? { mtime: rangeText(item.filter.mtime) }
-        : { [key]: item.value }),
-    })), this.by))));
+        href: href("library", item.filter && item.filter.mtime ? { mtime: rangeText(item.filter.mtime) }
+          : { [key]: item.value }),
+      }));
+      put(this.places[key], barChart(TITLES[key], items, this.by));
+    }
   }
 
   ordered(key, items) {
@@ -15691,25 +16002,26 @@ export class OverviewView {
   }
 
   growthPart(place, { days }) {
-    const first = days[0];
-    const end = days[days.length - 1];
-    const gain = days.length > 1 ? end[this.by] - first[this.by] : 0;
-    put(place, growthChart(days, this.by), gain ? el("p", { class: "muted" },
-      `${gain > 0 ? "+" : ""}${this.by === "files" ? count(gain) : bytes(gain)} (${percent(Math.abs(gain), first[this.by]) || "new"}) in ${plural(days.length, "day")}`) : null);
+    if (days.length < 2) {
+      put(place, el("p", { class: "muted" }, "One point a day is kept: the curve starts on the second day."));
+      return;
+    }
+    const [first, end] = [days[0][this.by], days[days.length - 1][this.by]];
+    const gain = `${end < first ? "\u2212" : "+"}${this.by === "files" ? count(Math.abs(end - first)) : bytes(Math.abs(end - first))}`;
+    put(place, growthChart(days, this.by), el("p", { class: "muted" },
+      `${gain} in ${plural(days.length, "day")}`));
   }
 
   recentPart(place, { files }) {
-    const word = (file) => (file.state !== "present" ? stateMark(file.state)
-      : el("span", { class: "state s-present" }, file.first_seen >= file.changed - 1 ? "new" : "changed"));
-    put(place, el("table", { class: "plain recent-files" },
-      el("thead", { class: "hidden" }, el("tr", null,
-        ["What", "File", "Machine", "Size", "When"].map((label) => el("th", { scope: "col" }, label)))),
-      el("tbody", null, files.map((file) => el("tr", null,
-        el("td", null, word(file)), el("td", { class: "grow" },
-          el("a", { href: href("library", { sort: "changed", order: "desc", open: file.id }) },
-          name(file.name))),
-        el("td", { class: "low" }, file.agent.name), el("td", { class: "num low" }, bytes(file.size)),
-          el("td", { class: "num muted" }, ago(file.changed)))))));
+    const word = (file) => {
+      if (file.state !== "present") return stateMark(file.state);
+      return el("span", { class: "muted" }, file.first_seen >= file.changed - 1 ? "new" : "changed");
+    };
+    put(place, el("ul", { class: "recent" }, files.map((file) => el("li", null, word(file),
+      el("a", { href: href("library", { sort: "changed", order: "desc", open: file.id }),
+        title: plainName(file.path) },
+        name(file.name)),
+      el("span", { class: "muted" }, ago(file.changed))))));
   }
 
   agentsPart(place, { agents }) {
@@ -15836,6 +16148,7 @@ export class PagedRows {
     this.pages.set(page, files);
     if (next) this.tokens.set(page + 1, next);
     else if (files.length || page === 0) this.total = page * PAGE + files.length;
+    else this.total = Math.min(this.total ?? Infinity, page * PAGE); // it ends somewhere before
     this.forgetFar(page);
     this.onchange();
   }
@@ -15988,7 +16301,7 @@ function listGlue(setting) {
   return setting.type === "extensions" ? " " : "\n";
 }
 
-export function readInput(setting, input) {
+function readInput(setting, input) {
   if (setting.type === "bool") return input.checked;
   if (isList(setting)) return input.value.split(listGlue(setting) === " " ? /[\s,]+/ : /\n/).map((one) =>
     one.trim()).filter(Boolean);
@@ -16270,8 +16583,8 @@ kbd { font: .85em var(--mono); border: 1px solid var(--line); border-bottom-widt
 @keyframes pulse { 50% { opacity: .35; } }
 .lost { position: fixed; z-index: 20; top: 3.4rem; left: 0; right: 0; padding: .4rem 1rem; text-align: center; background: var(--bad); color: var(--surface); font-weight: 600; }
 .side { border-right: 1px solid var(--line); background: var(--surface); padding: .75rem .6rem; overflow-y: auto; }
-.side ul { list-style: none; display: grid; gap: .15rem; }
-.side a { display: flex; align-items: center; gap: .7rem; padding: .5rem .7rem; border-radius: 8px; color: var(--text); }
+.side ul { list-style: none; display: grid; grid-template-columns: minmax(0, 1fr); gap: .15rem; }
+.side a { display: flex; align-items: center; gap: .6rem; padding: .5rem .6rem; border-radius: 8px; color: var(--text); }
 .side a:hover { background: var(--bg); text-decoration: none; }
 .side a[aria-current] { background: var(--accent-soft); color: var(--accent); font-weight: 600; }
 .side svg { width: 1.25rem; height: 1.25rem; fill: currentColor; opacity: .8; flex: none; }
@@ -16337,6 +16650,9 @@ td .s-present { background: none; padding: 0; color: var(--muted); }
 .growth .area { fill: var(--bar); opacity: .14; }
 .growth .point { fill: var(--bar); }
 .growth .number { font-weight: 600; }
+.recent { list-style: none; }
+.recent li { display: grid; grid-template-columns: 4.4rem minmax(0, 1fr) auto; gap: .6rem; padding: .2rem 0; white-space: nowrap; }
+.recent a { overflow: hidden; text-overflow: ellipsis; }
 .activity:not(:empty) { margin-bottom: 1rem; display: grid; gap: .5rem; }
 .activity .progress-line { background: var(--surface); border: 1px solid var(--line); border-radius: 10px; padding: .7rem 1.1rem; }
 .progress-line { display: grid; gap: .35rem; margin: .3rem 0; }
@@ -16637,7 +16953,7 @@ import { bytes, count } from "./format.js";
 const LEAST_AREA = 14;
 
 // Bruls, Huizing, van Wijk: rows are filled along the shorter side while their shapes get squarer.
-export function squarify(items, box) {
+function squarify(items, box) {
   const placed = [];
   const all = items.reduce((sum, item) => sum + item.bytes, 0);
   if (!all || box.width <= 0 || box.height <= 0) return placed;
