@@ -129,6 +129,9 @@ class AgentService:
         waiting = self.cache.outbox.undelivered()
         if waiting:
             words.append(f"{waiting} changes are not delivered yet")
+        elif any(root.end_due for root in self.cache.roots.all()) and not self.link.reachable:
+            words.append("the host was not reached and may not know all of it: "
+                         f"{self.link.problem}")
         words += [f"{path} is offline ({reason})" for path, reason in self.scanner.offline.items()]
         return words
 

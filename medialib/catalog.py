@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import shutil
 import sqlite3
 import threading
 import time
@@ -26,6 +27,7 @@ from .sqlite_store import (
 )
 
 CATALOG_FILE = "medialib.db"
+LEAST_FREE_BYTES = 2 << 20
 CHECKPOINT_PAGES = 8000  # the same pages change again and again: write them back less often
 IDLE_READERS = 8
 DUE_REST = 10  # very large groups are counted in at most a tenth of the time
@@ -178,6 +180,14 @@ class Catalog:
             return str(error)
         except Exception:  # concurrent.futures.TimeoutError is no TimeoutError before 3.11
             return f"{self.path} could not be written within 5 seconds"
+        return self._short_of_room()
+
+    def _short_of_room(self) -> str | None:
+        """One small write may still fit where a batch does not."""
+        with contextlib.suppress(OSError):
+            free = shutil.disk_usage(os.path.dirname(os.path.abspath(self.path))).free
+            if free < LEAST_FREE_BYTES:
+                return f"the disk of {self.path} is full: {free >> 10} KiB are free"
         return None
 
     def backup(self, target: str) -> int:

@@ -51,11 +51,11 @@ class Scanner:
         self.infos: dict = {}
         self.offline: dict = {}
         self.roots: list = []
+        self.looked = False
         self.known_at_host: dict = {}  # {path: how many files the host has there}
 
     def look_at(self, roots: list) -> None:
         """See what each root lies on and whether it is there, before the host is told of it."""
-        self.roots = roots
         for path in roots:
             try:
                 self.infos[path], _ = look_at_root(self.cache, path)
@@ -63,6 +63,8 @@ class Scanner:
             except RootOffline as reason:
                 self.infos.pop(path, None)
                 self.offline[path] = str(reason)
+        self.roots = roots
+        self.looked = True
 
     def run(self, config: dict, roots: list, ffprobe) -> bool:
         """One whole scan; True if it was not cut short."""
@@ -122,6 +124,8 @@ class Scanner:
         if not self.control.keep_going():
             return None
         others = {os.path.realpath(to_native(other)) for other in roots if other != path}
+        if self.cache.path:  # our own folder is no media, and changes with every scan
+            others.add(os.path.dirname(os.path.realpath(self.cache.path)))
         scan = RootScan(self.cache, path, plan, self.stats, self.control, other_roots=others,
                         on_stored=self.on_stored, clock=self.clock,
                         known_at_host=self.known_at_host.get(path, 0))
@@ -183,8 +187,12 @@ class Scanner:
         return config["do_full_hash"] and any(
             self.cache.waiting_count("full", root.id) for root in self.cache.roots.all())
 
-    def root_states(self) -> list:
-        """The roots as hello reports them, from what the last scan saw: no disk is touched."""
+    def root_states(self) -> list | None:
+        """The roots as hello reports them, from what the last scan saw: no disk is touched. None
+        before the first look: a list without them would say that they are no roots any more.
+        """
+        if not self.looked:
+            return None
         parked = [{"path": root.path, "state": "offline", "volume": root.volume,
                    "volume_path": root.volume_path, "fs": root.fs,
                    "reason": "another disk is at its place"}

@@ -67,7 +67,8 @@ class ToyHost:
                 raise failure
         self.hellos.append(body)
         agent = body["agent"]["id"]
-        self._take_roots(agent, body["agent"]["roots"])
+        if body["agent"]["roots"] is not None:
+            self._take_roots(agent, body["agent"]["roots"])
         commands, self.commands = self.commands, []
         told = [{"path": root["path"], "volume": root["volume"], "transferred": False,
                  "known_files": self._totals(root["id"])[0]}

@@ -1,0 +1,223 @@
+"""Killed at any instant: afterwards the catalogue is exact and nothing acknowledged is lost."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import pytest
+
+from tests import media, support
+from tests.faults import harness
+from tests.faults.harness import KILLED, strace
+
+CALLS = ("sendto", "fdatasync", "pwrite64")
+SMALL_BATCHES = 5  # more messages, more places to die between them
+AGENT_POINTS = {"sendto": (1, 2, 5, 9, 14), "fdatasync": (1, 2), "pwrite64": (1, 20, 60, 120, 250)}
+HOST_POINTS = {"sendto": (1, 2, 4, 7), "fdatasync": (1, 6, 12, 20), "pwrite64": (1, 40, 150, 300)}
+LONG_POINTS = [*range(1, 40), *range(40, 400, 9)]
+
+
+def killed_at_every(world, call: str, points, *, fresh: bool) -> int:
+    """An agent that dies at its N-th such call, for each N; a whole run and a comparison between.
+
+    `fresh`: each time with an empty memory. The number of runs that really died.
+    """
+    one = world.tree("first", 40, 3)
+    host = world.host().start()
+    host.settings(agent_batch_size=SMALL_BATCHES)
+    killed = world.once(host, one.root)
+    whole = world.once(host, one.root)
+    died = 0
+    for number in points:
+        if fresh:
+            for path in killed.data.glob("agent_cache.db*"):
+                path.unlink()
+        killed.prefix = strace(call, signal="KILL", when=number)
+        died += killed.run() in KILLED
+        killed.kill()
+        done = media.random_changes(one, 4)
+        with harness.untouched(one.root):
+            world.scan(whole)
+        world.exact(host, "box", one.root, context=f"after {call} number {number}: {done}")
+        world.sound(whole)
+        media.random_changes(one, 4)
+    return died
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_agent_killed_at_the_nth_call(world, call):
+    points = AGENT_POINTS[call]
+    assert killed_at_every(world, call, points, fresh=True) >= len(points) - 1
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("call", [*CALLS, "recvfrom", "openat", "unlink"])
+@pytest.mark.parametrize("fresh", [True, False])
+def test_agent_killed_at_many_calls(world, call, fresh):
+    assert killed_at_every(world, call, LONG_POINTS, fresh=fresh) >= 10
+
+
+def host_killed_at(world, call: str, points) -> int:
+    one = world.tree("first", 40, 3)
+    host = world.host()
+    plain = world.host(port=host.port)
+    agent = world.once(host, one.root)
+    died = 0
+    for number in points:
+        host.prefix = strace(call, signal="KILL", when=number)
+        host.start(ready=False)
+        agent.start(ready=False)
+        end = time.monotonic() + 6
+        while host.running() and agent.running() and time.monotonic() < end:
+            time.sleep(0.02)
+        died += not host.running()
+        host.kill()
+        plain.start()
+        plain.settings(agent_batch_size=SMALL_BATCHES)
+        assert agent.wait() in harness.DONE, agent.output()
+        world.scan(agent)
+        world.exact(plain, "box", one.root, context=f"after {call} number {number}")
+        assert plain.stop() == 0
+        world.sound(plain)
+        media.random_changes(one, 6)
+    return died
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_host_killed_at_the_nth_call(world, call):
+    points = HOST_POINTS[call]
+    assert host_killed_at(world, call, points) >= len(points) - 1
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("call", CALLS)
+def test_host_killed_at_many_calls(world, call):
+    assert host_killed_at(world, call, LONG_POINTS) >= 10
+
+
+def both_killed(world, rounds: int) -> None:
+    """Three agents and their host, killed at random, alone and together; then all is exact."""
+    trees = [world.tree(name, 60, 2) for name in ("first", "second", "third")]
+    host = world.host().start()
+    agents = [world.agent(host, one.root, name=one.root.name).start() for one in trees]
+    for _ in range(rounds):
+        time.sleep(world.random.uniform(0.05, 1.2))
+        victims = [one for one in (host, *agents) if world.random.random() < 0.45]
+        for victim in victims:
+            victim.kill()
+        for one in trees:
+            media.random_changes(one, 2)
+        for victim in victims:
+            victim.start(ready=victim is host)
+    for agent in agents:
+        agent.kill()
+        agent.arguments.append("--once")
+        world.scan(agent)
+    for one in trees:
+        world.exact(host, one.root.name, one.root)
+    world.sound(*agents)
+
+
+def test_all_killed_at_random(world):
+    both_killed(world, 6)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_all_killed_at_random_for_long(world):
+    both_killed(world, 80)
+
+
+def nothing_acknowledged_lost(world, kills: int) -> int:
+    """Clients that post all the time, a host that is killed: every 200 is in the catalogue."""
+    host = world.host().start()
+    posters = [harness.Poster(host, f"poster{number}") for number in range(3)]
+    for poster in posters:
+        poster.start()
+    for _ in range(kills):
+        time.sleep(world.random.uniform(0.05, 0.6))
+        host.kill()
+        host.start()
+    for poster in posters:
+        poster.stop()
+    lost = [path for poster in posters for path in poster.lost()]
+    assert lost == [], f"{len(lost)} acknowledged records lost (seed {harness.SEED})"
+    assert host.stop() == 0
+    world.sound(host)
+    return sum(len(poster.acknowledged) for poster in posters)
+
+
+def test_nothing_acknowledged_is_lost_in_kills(world):
+    assert nothing_acknowledged_lost(world, 6) > 30
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_nothing_acknowledged_is_lost_in_many_kills(world):
+    assert nothing_acknowledged_lost(world, 200) > 1000
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_end_it_ends_in_five_seconds(world, number):
+    one = world.tree("first", 300, 8)
+    host = world.host(world.tree("local", 200, 4).root).start()
+    agent = world.agent(host, one.root).start()
+    time.sleep(0.3)
+    for program, expected in ((agent, {signal.SIGTERM: 0, signal.SIGINT: 130}),
+                              (host, {signal.SIGTERM: 0, signal.SIGINT: 130})):
+        started = time.monotonic()
+        program.signal_all(number)
+        assert program.wait(15) == expected[number], program.output()[-2000:]
+        assert time.monotonic() - started < 5
+        assert "Traceback" not in program.output()
+    host.start()
+    agent.arguments.append("--once")
+    world.scan(agent)
+    world.exact(host, "box", one.root)
+
+
+@pytest.mark.parametrize("number", [1, 4, 12, 30])
+def test_killed_during_the_very_first_start(world, number):
+    """Half a data folder is no reason not to start again."""
+    one = world.tree("first", 10, 0)
+    host = world.host(prefix=strace("pwrite64", signal="KILL", when=number))
+    host.start(ready=False)
+    assert host.wait(20) in KILLED
+    host.prefix = []
+    host.start()
+    agent = world.once(host, one.root, prefix=strace("pwrite64", signal="KILL", when=number))
+    assert agent.run() in KILLED
+    agent.prefix = []
+    world.scan(agent)
+    world.exact(host, "box", one.root)
+
+
+def test_killed_while_the_cache_is_compacted(world):
+    one = world.tree("first", 60, 0)
+    host = world.host().start()
+    world.scan(world.once(host, one.root))
+    for number in (2, 9, 25):
+        agent = world.agent(host, one.root,
+                            prefix=strace("pwrite64", signal="KILL", when=number))
+        agent.start(ready=False)
+        support.wait_until(lambda agent=agent: not agent.running() or answers(agent), 20)
+        for _ in range(40):
+            if not agent.running():
+                break
+            answers(agent, "/agent/compact_cache")
+        agent.kill()
+    agent = world.once(host, one.root)
+    world.scan(agent)
+    world.exact(host, "box", one.root)
+    world.sound(agent)
+
+
+def answers(agent, path: str = "/agent/ping") -> bool:
+    try:
+        body = None if path == "/agent/ping" else {}
+        return support.request(agent.url, path, body, timeout_s=5)[0] == 200
+    except OSError:
+        return False
