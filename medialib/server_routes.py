@@ -16,6 +16,7 @@ from .catalog_files import FilePages
 from .catalog_folders import FolderPages
 from .catalog_reclassify import moved_extensions, reclassify
 from .catalog_roots import find_agent
+from .catalog_same_folders import SameFolders
 from .catalog_schema import LOCAL_AGENT
 from .catalog_settings import (
     LIBRARY_SCOPE,
@@ -55,6 +56,7 @@ class HostRoutes:
         self.presence = AgentPresence(catalog.clock)
         self.ingest = Ingest(catalog, self.presence)
         self.control = AgentControl(catalog, self.presence)
+        self.same_folders = SameFolders(catalog)
         self.agent_file = agent_file or find_agent_file
 
     def stop(self) -> None:
@@ -95,6 +97,7 @@ class HostRoutes:
         for name, method in (
                 ("summary", self.summary), ("files", self.files), ("file", self.file),
                 ("facets", self.facets), ("duplicates", self.duplicates),
+                ("duplicate_folders", self.duplicate_folders),
                 ("folders", self.folders), ("growth", self.growth), ("changes", self.changes),
                 ("export", self.export), ("settings", self.settings)):
             router.add("POST", f"/api/{name}", method, body=True,
@@ -177,6 +180,10 @@ class HostRoutes:
             pages = FilePages(self.catalog, db)
             groups, token = DuplicatePages(db, pages.words, pages.reader).page(request.json)
         return {"ok": True, "groups": groups, "next": token}
+
+    def duplicate_folders(self, request) -> dict:
+        """Folders with the same files, largest gain first"""
+        return {"ok": True, **self.same_folders.page(request.json)}
 
     def folders(self, request) -> dict:
         """A folder's children with files and bytes of everything below them"""

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.timeout(240)]
 PLACES = {  # place → (selector, text) of what must be there when it is ready
     "#overview": (".tile", "Files"), "#library": (".files td .name", ""),
     "#folders": (".tree-name a", ""), "#duplicates": (".group", ""),
-    "#duplicates?state=candidate": (".empty", ""), "#duplicates?state=folders": (".view", ""),
+    "#duplicates?state=candidate": (".empty", ""), "#duplicates?state=folders": (".group", "2 files"),
     "#junk": (".plain td a", ""), "#machines": (".machine", "online"),
     "#settings": (".field", ""),
 }
@@ -39,6 +39,10 @@ def make_library(root, videos) -> None:
     for name in ("first copy.bin2", "second copy.bin2"):
         (root / "copies" / name).write_bytes(COPIED)
     os.link(root / "copies" / "first copy.bin2", root / "copies" / "a hard link.bin2")
+    for twin in ("holiday", "old laptop/holiday (copy)"):
+        (root / "twins" / twin).mkdir(parents=True)
+        for number in (1, 2):
+            (root / "twins" / twin / f"{number} in {twin[:3]}.jpg").write_bytes(b"twin%d" % number)
     (root / "odd").mkdir()
     (root / "odd" / SCRIPT_NAME.replace("/", "\u2044")).write_bytes(b"not a script")
     if sys.platform == "linux":
@@ -78,7 +82,7 @@ def root(tmp_path_factory, videos):
 @pytest.fixture(scope="module")
 def host(running, root):
     started = running.host(str(root)).start()
-    wait_for_scan(started, FILES + 8)
+    wait_for_scan(started, FILES + 12)
     return started
 
 
@@ -237,6 +241,16 @@ def test_copies_are_shown_apart(browser, host):
     browser.shows(".drawer .copies", "confirmed")
 
 
+def test_identical_folders_are_one_row(browser, host):
+    open_at(browser, host, "#duplicates?state=folders")
+    groups = browser.texts(".group")
+    assert len(groups) == 1
+    assert "2 files" in groups[0]
+    assert "confirmed" in groups[0]
+    browser.click(".group td a", "old laptop")
+    browser.shows(".crumbs", "old laptop")
+
+
 def test_folders_are_drilled(browser, host, root):
     open_at(browser, host, "#folders")
     browser.click(".tree-name a", root.name)
@@ -362,7 +376,8 @@ def test_forgetting_says_the_count_first(browser, running, root, tmp_path):
 
 @pytest.mark.parametrize("sort", ["name", "size", "mtime", "changed", "first_seen", "duration"])
 @pytest.mark.parametrize("filter_", [
-    {}, {"kind": ["image", "video"]}, {"state": "present"}, {"q": "picture"}, {"height": {"min": 1}},
+    {}, {"kind": ["image", "video"]}, {"state": "present"}, {"q": "picture"},
+    {"height": {"min": 1}},
 ])
 def test_a_jump_lands_where_paging_does(host, sort, filter_):
     for order in ("asc", "desc"):

@@ -27,7 +27,7 @@ SHARED = [
     "host_link", "agent_service",
 ]
 AGENT = [
-    "agent_identity", "agent_routes", "agent_cli",
+    "agent_identity", "agent_routes", "plain_scan", "agent_cli",
 ]
 SERVER = [
     "catalog_schema", "catalog_rows", "catalog_roots", "catalog_tallies", "catalog_apply",
@@ -35,7 +35,7 @@ SERVER = [
     "catalog_writer", "catalog_summary", "catalog", "host_agents", "catalog_agents",
     "host_upkeep", "ingest_records", "catalog_filter", "catalog_folders", "catalog_tokens",
     "catalog_copies", "catalog_propose", "catalog_skip", "catalog_files", "catalog_changes",
-    "catalog_facets",
+    "catalog_facets", "catalog_same_folders",
     "ingest", "local_scan", "web_assets", "catalog_forget", "catalog_reclassify", "server_agents",
     "server_events", "server_export", "server_metrics", "server_openapi", "server_routes",
     "server_cli",

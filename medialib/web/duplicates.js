@@ -118,6 +118,8 @@ export class DuplicatesView {
       add(this.list, answer.groups.map((group) => (path === "duplicates" ? this.group(group)
         : this.folderGroup(group))));
       if (!this.count && !this.next) put(this.list, this.nothing());
+      else if (answer.approximate && !this.next) this.list.append(el("p", { class: "muted" },
+        "There was no time to compare all folders: there may be more."));
     } catch (error) {
       if (error.name !== "AbortError") put(this.list, failed(error, () => this.load()));
     }
@@ -188,7 +190,8 @@ export class DuplicatesView {
         el("span", { class: `pill ${group.state === "confirmed" ? "good" : "warn"}` }, group.state),
         el("span", { class: "muted" }, `${bytes(group.bytes)} in each folder`),
           el("strong", { class: "gain" },
-          `${bytes(group.reclaimable)} ${group.state === "confirmed" ? "to free" : "if proven"}`)),
+          group.state === "confirmed" ? `${bytes(group.reclaimable)} to free`
+            : `${bytes(group.potential)} if proven`)),
       el("table", { class: "plain" }, el("thead", { class: "hidden" },
         el("tr", null, ["Machine", "Folder", "State",
         "Action"].map((label) => el("th", { scope: "col" }, label)))),
