@@ -342,9 +342,11 @@ def hello_roots(agent: dict) -> list | None:
 def by_implicit_root(changes, agent, records: list):
     """(root, records) for records of a batch that names no root, in their order."""
     roots = read_roots(changes.db, agent.id)
-    run, root = [], None
+    run, root, folder, found = [], None, None, None
     for record in records:
-        found = holding_root(roots, record.path)
+        above = record.path[:record.path.rfind("/")]
+        if above != folder:  # files of one folder are in one root
+            folder, found = above, holding_root(roots, record.path)
         if found is None:
             found = make_implicit_root(changes.db, changes.counters, agent, record.path)
             roots.append(found)
