@@ -37,9 +37,12 @@ from .host_link import HttpTransport
 from .http_client import JsonClient, PeerError, parse_host
 from .http_gate import Gate
 from .http_server import JsonServer
+from .plain_scan import PlainScan
 from .progress import ProgressLine, summary_text
 from .scan_common import to_text
+from .scan_plan import ScanControl
 from .scan_run import absolute_root
+from .sqlite_store import sqlite3
 
 AGENT_LOOPBACK = ("127.0.0.0/8", "::1/128")
 HOST_LOOKUP_S = 60.0
@@ -134,7 +137,26 @@ class AgentProgram:
             if lock is not None:
                 lock.release()
 
+    def _run_without_cache(self) -> int:
+        """On a Python without SQLite: nothing is remembered here, the host is asked instead."""
+        log.warning("this Python has no SQLite: going on without a cache, a control port and full"
+                    " hashes of large files")
+        control = ScanControl()
+        self._catch_signals(control.stop.set)
+        scan = PlainScan(HttpTransport(self.url, self.arguments.cafile),
+                         AgentIdentity(self.folder, self.arguments.name), control,
+                         own_roots=self.roots, once=self.arguments.once,
+                         find_ffprobe=lambda: find_ffprobe(self.arguments.ffprobe))
+        left_over = scan.run()
+        for words in left_over:
+            print(f"left over: {words}", file=sys.stderr)
+        if self.interrupted is not None:
+            return EXIT_INTERRUPTED if self.interrupted == signal.SIGINT else EXIT_DONE
+        return EXIT_LEFT_OVER if left_over else EXIT_DONE
+
     def _run_locked(self, lock) -> int:
+        if sqlite3 is None:
+            return self._run_without_cache()
         cache = self._open_cache()
         try:
             if self.arguments.clear_cache:
@@ -164,7 +186,7 @@ class AgentProgram:
         service.port = server.port
         if lock is not None:
             lock.write_holder({"port": server.port})
-        self._catch_signals(service)
+        self._catch_signals(service.request_stop)
         threading.Thread(target=self._admit_host, args=(gate, service), name="lookup",
                          daemon=True).start()
         progress = ProgressLine(sys.stderr, service.stats_answer, quiet=self.arguments.quiet)
@@ -210,12 +232,12 @@ class AgentProgram:
             log.warning("%s; taking another port", error)
             return JsonServer(self.arguments.bind, 0, router, gate)
 
-    def _catch_signals(self, service) -> None:
+    def _catch_signals(self, request_stop) -> None:
         def stop(number, _frame):
             if self.interrupted is not None:
                 raise KeyboardInterrupt
             self.interrupted = number
-            service.request_stop()
+            request_stop()
 
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
             if hasattr(signal, name):

@@ -6,7 +6,6 @@ import contextlib
 import os
 import queue
 import shutil
-import sqlite3
 import threading
 import time
 
@@ -24,6 +23,7 @@ from .sqlite_store import (
     explain_sqlite_error,
     migrate,
     open_reader,
+    sqlite3,
 )
 
 CATALOG_FILE = "medialib.db"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import collections
 import json
-import sqlite3
 import time
 
 from .catalog_files import FilePages
@@ -27,6 +26,7 @@ from .catalog_schema import (
 )
 from .catalog_tallies import WEEK_NS
 from .catalog_tokens import page_limit
+from .sqlite_store import sqlite3
 
 FACET_TIME_S = 1.5
 WEEK_S = 7 * 86400

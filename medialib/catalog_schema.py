@@ -7,8 +7,9 @@ folder totals, duplicate groups and their sums. Nothing that is asked often scan
 
 from __future__ import annotations
 
-import sqlite3
 import uuid
+
+from .sqlite_store import sqlite3
 
 KIND_CODES = {
     "audio": 1, "image": 2, "junk": 3, "other": 4, "subtitle": 5, "unknown": 6, "video": 7,

@@ -7,11 +7,11 @@ writing thread when it has time.
 
 from __future__ import annotations
 
-import sqlite3
 
 from .catalog_roots import CatalogCounters
 from .catalog_rows import rel_of_key
 from .catalog_schema import SEARCH_TABLES, has_trigram_search
+from .sqlite_store import sqlite3
 
 SEARCH_CHUNK = 1000
 SEARCH_BEHIND = 20_000  # with more names than this not indexed yet, jobs wait for some of them

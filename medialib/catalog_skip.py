@@ -5,10 +5,10 @@ The page's scroll bar needs this; everything else goes from page to page by `nex
 
 from __future__ import annotations
 
-import sqlite3
 import time
 
 from .catalog_filter import FilterError
+from .sqlite_store import sqlite3
 
 SKIP_MOST = 1 << 40
 SKIP_TIME_S = 3.0

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import sqlite3
 import threading
 import time
 from concurrent.futures import Future
 
 from .base import StoreError, log
-from .sqlite_store import StoreConnection, explain_sqlite_error
+from .sqlite_store import StoreConnection, explain_sqlite_error, sqlite3
 
 GROUP_JOBS = 64  # more would let the first one wait too long
 GROUP_TIME_S = 0.25

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sqlite3
 import threading
+
+try:
+    import sqlite3
+except ImportError:  # some routers and NAS leave it out of their Python
+    sqlite3 = None
 
 from .base import DamagedStoreError, NewerStoreError, StoreError, log
 
