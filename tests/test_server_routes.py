@@ -198,7 +198,7 @@ FILTERS = [
 ]
 
 
-@pytest.mark.parametrize(("filter_", "wanted"), FILTERS, 
+@pytest.mark.parametrize(("filter_", "wanted"), FILTERS,
                          ids=lambda one: "wanted" if callable(one) else str(one)[:40])
 def test_filters_are_exact(served, filter_, wanted):
     """The answer is what a look at every row gives, and the counts agree with it."""
