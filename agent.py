@@ -6,45 +6,46 @@ is one module's code, verbatim: low level first, the command line last. `line` i
 here, `there` where in the module: that maps a traceback back.
 
     line  there  section
-     123      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
-     173     25  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
-     438     18  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
-     792     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
-    1033     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
-    1344     20  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
-    1641     24  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
-    1841     24  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
-    2238     16  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2419     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, depth and number of objects.
-    2578     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    2785     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    2917     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3170     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3245     22  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    3573     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
-    3945     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4245     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    4362     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    4492     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain tuples, no SQL.
-    4634     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    5002      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5254     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    5517     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    5857     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    5915     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6058     22  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    6377     16  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    6471     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    6862     29  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7147     16  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    7345     21  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    7694     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    7867     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    8228     17  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
-    8290     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
-    8355     44  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
+     127      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
+     177     25  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
+     442     18  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
+     796     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
+    1037     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
+    1348     20  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
+    1645     24  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
+    1845     24  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
+    2242     20  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
+    2423     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, depth and number of objects.
+    2582     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    2789     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    2921     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3174     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3249     22  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    3577     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
+    3949     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4249     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    4366     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    4496     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain tuples, no SQL.
+    4638     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    5006      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5258     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    5521     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    5861     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    5919     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6062     22  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    6381     16  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    6475     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    6866     29  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7151     16  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    7357     21  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    7706     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    7879     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    8243     17  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
+    8305     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
+    8370     26  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
+    8594     47  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
 """
-# sha256 of all below this line: beb3ba4d53fa38aa664486da828d3632d13f58a3a3837eb41caa4d9caac5688d
+# sha256 of all below this line: c6130c9e5985ed458e38d43ea6aaaeb5cdfc52d48f167c8a4de2d4127164431d
 
 from __future__ import annotations
 
@@ -73,7 +74,6 @@ import selectors
 import shutil
 import signal
 import socket
-import sqlite3
 import stat
 import struct
 import subprocess
@@ -105,6 +105,10 @@ try:
     import xxhash
 except ImportError:
     xxhash = None
+try:
+    import sqlite3
+except ImportError:  # some routers and NAS leave it out of their Python
+    sqlite3 = None
 try:
     import ssl
 except ImportError:  # small Pythons of routers and NAS boxes
@@ -2231,7 +2235,7 @@ def _without_details(part: dict) -> dict:
 
 
 # =================================================================================================
-# medialib/sqlite_store.py, from its line 16
+# medialib/sqlite_store.py, from its line 20
 # SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
 # =================================================================================================
 
@@ -7182,11 +7186,11 @@ class Scanner:
         self.infos: dict = {}
         self.offline: dict = {}
         self.roots: list = []
+        self.looked = False
         self.known_at_host: dict = {}  # {path: how many files the host has there}
 
     def look_at(self, roots: list) -> None:
         """See what each root lies on and whether it is there, before the host is told of it."""
-        self.roots = roots
         for path in roots:
             try:
                 self.infos[path], _ = look_at_root(self.cache, path)
@@ -7194,6 +7198,8 @@ class Scanner:
             except RootOffline as reason:
                 self.infos.pop(path, None)
                 self.offline[path] = str(reason)
+        self.roots = roots
+        self.looked = True
 
     def run(self, config: dict, roots: list, ffprobe) -> bool:
         """One whole scan; True if it was not cut short."""
@@ -7253,6 +7259,8 @@ class Scanner:
         if not self.control.keep_going():
             return None
         others = {os.path.realpath(to_native(other)) for other in roots if other != path}
+        if self.cache.path:  # our own folder is no media, and changes with every scan
+            others.add(os.path.dirname(os.path.realpath(self.cache.path)))
         scan = RootScan(self.cache, path, plan, self.stats, self.control, other_roots=others,
                         on_stored=self.on_stored, clock=self.clock,
                         known_at_host=self.known_at_host.get(path, 0))
@@ -7314,8 +7322,12 @@ class Scanner:
         return config["do_full_hash"] and any(
             self.cache.waiting_count("full", root.id) for root in self.cache.roots.all())
 
-    def root_states(self) -> list:
-        """The roots as hello reports them, from what the last scan saw: no disk is touched."""
+    def root_states(self) -> list | None:
+        """The roots as hello reports them, from what the last scan saw: no disk is touched. None
+        before the first look: a list without them would say that they are no roots any more.
+        """
+        if not self.looked:
+            return None
         parked = [{"path": root.path, "state": "offline", "volume": root.volume,
                    "volume_path": root.volume_path, "fs": root.fs,
                    "reason": "another disk is at its place"}
@@ -7975,6 +7987,9 @@ class AgentService:
         waiting = self.cache.outbox.undelivered()
         if waiting:
             words.append(f"{waiting} changes are not delivered yet")
+        elif any(root.end_due for root in self.cache.roots.all()) and not self.link.reachable:
+            words.append("the host was not reached and may not know all of it: "
+                         f"{self.link.problem}")
         words += [f"{path} is offline ({reason})" for path, reason in self.scanner.offline.items()]
         return words
 
@@ -8348,7 +8363,231 @@ def listing_refusal(error: OSError, path: str) -> HttpError:
 
 
 # =================================================================================================
-# medialib/agent_cli.py, from its line 44
+# medialib/plain_scan.py, from its line 26
+# The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
+# =================================================================================================
+
+PLAIN_PATIENCE_S = 12.0
+PLAIN_PAGE = 1000
+
+
+class PlainScan:
+    """Scans straight to the host. `control` is a ScanControl; `transport` an HttpTransport."""
+
+    def __init__(self, transport, identity, control, *, own_roots=(), find_ffprobe=None,
+                 once: bool = False):
+        self.transport = transport
+        self.identity = identity
+        self.control = control
+        self.own_roots = list(own_roots)
+        self.find_ffprobe = find_ffprobe
+        self.once = once
+        self.instance = str(uuid.uuid4())
+        self.left_over: list = []
+        self.files = self.read = self.sent = 0
+
+    def run(self) -> list:
+        """Scan once, or until stopped; what is left over, in words."""
+        while self.control.keep_going():
+            self.left_over = []
+            self.files = self.read = self.sent = 0
+            try:
+                interval = self.scan()
+            except PeerError as error:
+                self.left_over.append(f"the host cannot be used: {error}")
+                interval = 60
+            if self.once:
+                break
+            self.control.sleep(interval or 3600)
+        return self.left_over
+
+    def scan(self) -> int:
+        """Both passes over all roots; the seconds until the next scan."""
+        ffprobe = self.find_ffprobe() if self.find_ffprobe else None
+        answer = self.call(self.transport.hello, {"agent": about_agent(
+            self.identity, port=None, instance=self.instance, hash_algos=available_algorithms(),
+            ffprobe=ffprobe, roots=None, python=platform.python_version(),
+            platform=platform.platform()), "stats": {}})
+        config, _ = clean_settings(answer.get("config") or {})
+        plan = ScanPlan(config, ffprobe)
+        roots = merged_roots(config.get("remote_roots") or (), self.own_roots)
+        for phase in (1, 2) if ffprobe else (1,):
+            for path in roots:
+                if self.control.keep_going():
+                    self.scan_root(path, roots, plan, phase)
+        log.info("%d files seen, %d read, %d sent", self.files, self.read, self.sent)
+        return config["rescan_interval_s"]
+
+    def call(self, method, body: dict, **more) -> dict:
+        """The host's answer; waits while it is away (with --once not for long)."""
+        backoff, since = Backoff(0.5, 15.0), time.monotonic()
+        while True:
+            try:
+                return method(body, **more)
+            except PeerRefused:
+                raise
+            except PeerError as error:
+                waited = time.monotonic() - since
+                if not self.control.keep_going() or (self.once and waited > PLAIN_PATIENCE_S):
+                    raise
+                log.warning("waiting for the host: %s", error)
+                self.control.sleep(backoff.next(error.retry_after_s))
+
+    def scan_root(self, path: str, roots: list, plan, phase: int) -> None:
+        try:
+            info = describe_root(to_native(path))
+            with os.scandir(to_native(path)) as entries:
+                empty = next(entries, None) is None
+        except OSError as error:
+            self.left_over.append(f"{path} is offline ({error.strerror})")
+            return
+        root = PlainRoot(self, path, info, plan, phase)
+        if empty and not root.host_knows_nothing():
+            self.left_over.append(f"{path} is offline (empty: a disk may be missing)")
+            return
+        others = {os.path.realpath(to_native(other)) for other in roots if other != path}
+        walk = walk_folders(to_native(path), classifier=plan.classifier, root_device=info.device,
+                            other_roots=others, follow_symlinks=plan.follow_symlinks,
+                            mount_points=mount_points())
+        for listing in walk:
+            if not self.control.keep_going():
+                return
+            root.folder(listing)
+        root.flush()
+        if phase == 1:
+            root.vanished_folders()
+
+
+class PlainRoot:
+    """One root in one pass."""
+
+    def __init__(self, scan: PlainScan, path: str, info, plan, phase: int):
+        self.scan = scan
+        self.path = path
+        self.info = info
+        self.plan = plan
+        self.phase = phase
+        self.files: list = []
+        self.removed: list = []
+        self.listed: dict = {}  # {folder: whether its listing was complete}
+        self.held: set = set()  # folders that are there but are not entered
+        self.about = {"agent": {"id": scan.identity.id, "name": scan.identity.name,
+                                "instance": scan.instance},
+                      "root": path, "volume": info.volume, "volume_path": info.volume_path}
+
+    def file_path(self, rel: str) -> str:
+        return f"{self.path.rstrip('/')}/{rel}"
+
+    def pages(self, method, key: str, **more):
+        """Everything the host lists, page by page; nothing from an older host."""
+        if self.scan.transport.older:
+            return
+        after = more.pop("after")
+        while after is not None:
+            page = self.scan.call(method, {**self.about, **more, "after": after,
+                                           "limit": PLAIN_PAGE})
+            yield from page[key]
+            after = page.get("next")
+
+    def known_in(self, rel: str) -> dict:
+        transport = self.scan.transport
+        return {file["name"]: file for file in self.pages(transport.names, "files", after="",
+                                                           folder=rel, full=True)}
+
+    def folders_at_host(self):
+        return self.pages(self.scan.transport.folders, "folders", after=0)
+
+    def host_knows_nothing(self) -> bool:
+        return next(iter(self.folders_at_host()), None) is None
+
+    def folder(self, listing) -> None:
+        self.listed[listing.rel] = listing.error is None
+        self.held.update(join_rel(listing.rel, name) for name in listing.held)
+        known = self.known_in(listing.rel)
+        for found in find_files(listing, listing.names):
+            file = known.pop(found.name, None)
+            if type(found) is FileProblem:
+                continue
+            self.scan.files += self.phase == 1
+            if self.phase == 1:
+                self.hash(found, file, join_rel(listing.rel, found.name))
+            else:
+                self.describe(found, file, join_rel(listing.rel, found.name))
+        if self.phase == 1 and listing.error is None:
+            self.removed += [self.file_path(join_rel(listing.rel, name)) for name in known]
+        if listing.error is not None:
+            self.scan.left_over.append(f"{self.file_path(listing.rel)} could not be read")
+
+    def is_known(self, found, file) -> bool:
+        return file is not None and same_version(file["inode_key"], found.inode_key,
+                                                 self.info.inodes_stable)
+
+    def hash(self, found, file, rel: str) -> None:
+        hashes = (file or {}).get("hashes") or {}
+        if (self.is_known(found, file) and file.get("ctime") == found.ctime
+                and hashes.get("algo") == self.plan.algo
+                and hashes.get("sample_size") == self.plan.sample_size):
+            return
+        self.scan.read += 1
+        try:
+            result = sample_hash_file(found.native, found, self.plan.algo, self.plan.sample_size,
+                                      follow=self.plan.follow_symlinks,
+                                      inodes_stable=self.info.inodes_stable)
+            hashes = {"algo": result.algo, "sample_size": result.sample_size,
+                      "sample_hash": result.sample_hash, "full_hash": result.full_hash}
+        except (OSError, FileChanging) as error:
+            self.scan.left_over.append(f"{self.file_path(rel)} could not be read ({error})")
+            hashes = None
+        self.add(found, rel, hashes=hashes)
+
+    def describe(self, found, file, rel: str) -> None:
+        kind, _ = self.plan.kind_of(found.name)
+        if kind != "video" or not self.is_known(found, file) or file.get("metadata"):
+            return
+        try:
+            metadata = probe_file(self.plan.ffprobe, found.native, stop=self.scan.control.stop)
+        except (ProbeFailed, OSError) as error:
+            log.warning("%s: %s", self.file_path(rel), error)
+            return
+        self.add(found, rel, metadata=metadata)
+
+    def add(self, found, rel: str, **more) -> None:
+        kind, reason = self.plan.kind_of(found.name)
+        self.files.append(record_of(
+            kind=kind, path=self.file_path(rel), size=found.size, mtime=found.mtime,
+            ctime=found.ctime, inode_key=found.inode_key, ext=ext_of(found.name), reason=reason,
+            **more))
+        if len(self.files) >= self.plan.batch_size:
+            self.flush()
+
+    def flush(self) -> None:
+        if not self.files and not self.removed:
+            return
+        body = {**self.about, "batch_id": str(uuid.uuid4()), "phase": self.phase,
+                "files": self.files, "removed": self.removed}
+        answer = self.scan.call(self.scan.transport.batch, body)
+        self.scan.sent += len(self.files)
+        for error in answer.get("errors") or []:
+            self.scan.left_over.append(f"the host does not take {error.get('path')}:"
+                                       f" {error.get('error')}")
+        self.files, self.removed = [], []
+
+    def vanished_folders(self) -> None:
+        """Folders the host has and the walk did not meet, below one that was listed to the end."""
+        for folder in list(self.folders_at_host()):
+            rel = folder["path"]
+            if rel in self.listed:
+                continue
+            child, parent = rel, parent_of(rel)
+            while parent not in self.listed and parent:
+                child, parent = parent, parent_of(parent)
+            if self.listed.get(parent) and child not in self.held:
+                self.removed += [self.file_path(join_rel(rel, name)) for name in self.known_in(rel)]
+            self.flush()
+
+
+# =================================================================================================
+# medialib/agent_cli.py, from its line 47
 # The agent's command line: python agent.py HOST [ROOT…].
 # =================================================================================================
 
@@ -8445,7 +8684,26 @@ class AgentProgram:
             if lock is not None:
                 lock.release()
 
+    def _run_without_cache(self) -> int:
+        """On a Python without SQLite: nothing is remembered here, the host is asked instead."""
+        log.warning("this Python has no SQLite: going on without a cache, a control port and full"
+                    " hashes of large files")
+        control = ScanControl()
+        self._catch_signals(control.stop.set)
+        scan = PlainScan(HttpTransport(self.url, self.arguments.cafile),
+                         AgentIdentity(self.folder, self.arguments.name), control,
+                         own_roots=self.roots, once=self.arguments.once,
+                         find_ffprobe=lambda: find_ffprobe(self.arguments.ffprobe))
+        left_over = scan.run()
+        for words in left_over:
+            print(f"left over: {words}", file=sys.stderr)
+        if self.interrupted is not None:
+            return EXIT_INTERRUPTED if self.interrupted == signal.SIGINT else EXIT_DONE
+        return EXIT_LEFT_OVER if left_over else EXIT_DONE
+
     def _run_locked(self, lock) -> int:
+        if sqlite3 is None:
+            return self._run_without_cache()
         cache = self._open_cache()
         try:
             if self.arguments.clear_cache:
@@ -8475,7 +8733,7 @@ class AgentProgram:
         service.port = server.port
         if lock is not None:
             lock.write_holder({"port": server.port})
-        self._catch_signals(service)
+        self._catch_signals(service.request_stop)
         threading.Thread(target=self._admit_host, args=(gate, service), name="lookup",
                          daemon=True).start()
         progress = ProgressLine(sys.stderr, service.stats_answer, quiet=self.arguments.quiet)
@@ -8521,12 +8779,12 @@ class AgentProgram:
             log.warning("%s; taking another port", error)
             return JsonServer(self.arguments.bind, 0, router, gate)
 
-    def _catch_signals(self, service) -> None:
+    def _catch_signals(self, request_stop) -> None:
         def stop(number, _frame):
             if self.interrupted is not None:
                 raise KeyboardInterrupt
             self.interrupted = number
-            service.request_stop()
+            request_stop()
 
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
             if hasattr(signal, name):

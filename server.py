@@ -6,81 +6,82 @@ is one module's code, verbatim: low level first, the command line last. `line` i
 here, `there` where in the module: that maps a traceback back.
 
     line  there  section
-     166      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
-     216     25  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
-     481     18  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
-     835     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
-    1076     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
-    1387     20  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
-    1684     24  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
-    1884     24  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
-    2281     16  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2462     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, depth and number of objects.
-    2621     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    2828     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    2960     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3213     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3288     22  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    3616     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
-    3988     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4288     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    4405     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    4535     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain tuples, no SQL.
-    4677     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    5045      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5297     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    5560     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    5900     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    5958     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6101     22  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    6420     16  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    6514     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    6905     29  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7190     16  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    7388     21  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    7737     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    7910     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    8271     13  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
-    8533     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
-    8703     18  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
-    9018     20  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
-    9155     30  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
-    9535     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
-    9748     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
-    9857     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
-    9911     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
-   10009     11  medialib/catalog_show.py: Files as the API shows them.
-   10056     20  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
-   10246     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
-   10345     28  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
-   10573     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
-   10726     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
-   10907     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
-   11014     26  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
-   11291     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
-   11575     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
-   11678     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
-   11711     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
-   11868      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
-   12010     13  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others, found in the sort's own index.
-   12074     27  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   12445     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   12486     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   12672     36  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   13050     18  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   13162      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   13203      1  medialib/web/: The files of the web UI.
-   17239     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   17338     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   17409     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   17581     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   17669     16  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   17785      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   17866      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   17909     40  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   18174     38  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+     171      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
+     221     25  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
+     486     18  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
+     840     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
+    1081     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
+    1392     20  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
+    1689     24  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
+    1889     24  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
+    2286     20  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
+    2467     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, depth and number of objects.
+    2626     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    2833     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    2965     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3218     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3293     22  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    3621     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
+    3993     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4293     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    4410     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    4540     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain tuples, no SQL.
+    4682     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    5050      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5302     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    5565     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    5905     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    5963     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6106     22  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    6425     16  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    6519     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    6910     29  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7195     16  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    7401     21  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    7750     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    7923     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    8287     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
+    8549     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
+    8719     18  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
+    9034     20  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
+    9171     30  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
+    9562     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
+    9775     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
+    9884     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
+    9938     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
+   10036     11  medialib/catalog_show.py: Files as the API shows them.
+   10083     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
+   10273     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
+   10372     29  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
+   10609     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
+   10762     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
+   10943     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
+   11050     26  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
+   11327     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
+   11611     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
+   11714     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
+   11747     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
+   11904      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
+   12046     13  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others, found in the sort's own index.
+   12110     27  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   12481     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   12522     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   12708     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   12939     36  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   13319     18  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   13431      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   13472      1  medialib/web/: The files of the web UI.
+   17511     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   17610     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   17681     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   17853     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   17941     16  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   18057      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   18138      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   18181     41  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   18452     38  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: b7b9a90a96db1579b263c7e5d8be750716f321f0b6340b368a862773fb454488
+# sha256 of all below this line: 0895f42e91be8797262693be3f7828169f2039dc99e47b42b1c7d43c17a98a69
 
 from __future__ import annotations
 
@@ -101,6 +102,7 @@ import heapq
 import http.client
 import io
 import ipaddress
+import itertools
 import json
 import logging
 import logging.handlers
@@ -116,7 +118,6 @@ import selectors
 import shutil
 import signal
 import socket
-import sqlite3
 import stat
 import struct
 import subprocess
@@ -148,6 +149,10 @@ try:
     import xxhash
 except ImportError:
     xxhash = None
+try:
+    import sqlite3
+except ImportError:  # some routers and NAS leave it out of their Python
+    sqlite3 = None
 try:
     import ssl
 except ImportError:  # small Pythons of routers and NAS boxes
@@ -2274,7 +2279,7 @@ def _without_details(part: dict) -> dict:
 
 
 # =================================================================================================
-# medialib/sqlite_store.py, from its line 16
+# medialib/sqlite_store.py, from its line 20
 # SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
 # =================================================================================================
 
@@ -7225,11 +7230,11 @@ class Scanner:
         self.infos: dict = {}
         self.offline: dict = {}
         self.roots: list = []
+        self.looked = False
         self.known_at_host: dict = {}  # {path: how many files the host has there}
 
     def look_at(self, roots: list) -> None:
         """See what each root lies on and whether it is there, before the host is told of it."""
-        self.roots = roots
         for path in roots:
             try:
                 self.infos[path], _ = look_at_root(self.cache, path)
@@ -7237,6 +7242,8 @@ class Scanner:
             except RootOffline as reason:
                 self.infos.pop(path, None)
                 self.offline[path] = str(reason)
+        self.roots = roots
+        self.looked = True
 
     def run(self, config: dict, roots: list, ffprobe) -> bool:
         """One whole scan; True if it was not cut short."""
@@ -7296,6 +7303,8 @@ class Scanner:
         if not self.control.keep_going():
             return None
         others = {os.path.realpath(to_native(other)) for other in roots if other != path}
+        if self.cache.path:  # our own folder is no media, and changes with every scan
+            others.add(os.path.dirname(os.path.realpath(self.cache.path)))
         scan = RootScan(self.cache, path, plan, self.stats, self.control, other_roots=others,
                         on_stored=self.on_stored, clock=self.clock,
                         known_at_host=self.known_at_host.get(path, 0))
@@ -7357,8 +7366,12 @@ class Scanner:
         return config["do_full_hash"] and any(
             self.cache.waiting_count("full", root.id) for root in self.cache.roots.all())
 
-    def root_states(self) -> list:
-        """The roots as hello reports them, from what the last scan saw: no disk is touched."""
+    def root_states(self) -> list | None:
+        """The roots as hello reports them, from what the last scan saw: no disk is touched. None
+        before the first look: a list without them would say that they are no roots any more.
+        """
+        if not self.looked:
+            return None
         parked = [{"path": root.path, "state": "offline", "volume": root.volume,
                    "volume_path": root.volume_path, "fs": root.fs,
                    "reason": "another disk is at its place"}
@@ -8018,6 +8031,9 @@ class AgentService:
         waiting = self.cache.outbox.undelivered()
         if waiting:
             words.append(f"{waiting} changes are not delivered yet")
+        elif any(root.end_due for root in self.cache.roots.all()) and not self.link.reachable:
+            words.append("the host was not reached and may not know all of it: "
+                         f"{self.link.problem}")
         words += [f"{path} is offline ({reason})" for path, reason in self.scanner.offline.items()]
         return words
 
@@ -8264,7 +8280,7 @@ def listed_name(known: dict) -> str:
 
 
 # =================================================================================================
-# medialib/catalog_schema.py, from its line 13
+# medialib/catalog_schema.py, from its line 14
 # The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
 # =================================================================================================
 
@@ -9249,7 +9265,7 @@ class FileBatch:
                 f"SELECT {FILE_COLUMNS} FROM file INDEXED BY file_path"
                 f" WHERE folder = ? AND name IN ({marks}) AND state = 0", (folder_id, *part))
             for row in rows.fetchall():
-                yield FileRow(*row)
+                yield tuple.__new__(FileRow, row)
 
     def _missing_row(self, root: CatalogRoot, place: tuple, record: FileRecord,
                      taken=()) -> FileRow | None:
@@ -9349,6 +9365,8 @@ class FileBatch:
 
     def _change_row(self, root, record: FileRecord, place: tuple, row: FileRow) -> None:
         """Write the row as the record says, if that differs from what is there."""
+        if self._says_nothing_new(record, place, row):
+            return
         words, db = self.tools.words, self.db
         same = keeps_facts(row, record)
         hashes, flags = merged_facts(row, record, same)
@@ -9378,6 +9396,15 @@ class FileBatch:
         self._update_row(row, new)
         if (new.name, new.folder) != (row.name, row.folder):
             self.tools.search.rename_file(db, self.counters, row.id, row.name, new.name)
+
+    def _says_nothing_new(self, record: FileRecord, place: tuple, row: FileRow) -> bool:
+        """Whether the record repeats the row word for word, as older agents do all day. Only plain
+        rows are told so; the others are compared in full.
+        """
+        return (row[5:16] == record[4:15] and row.kind == record.kind and row[1:3] == place
+                and row.state == STATE_PRESENT and row.flags & ~FLAG_PROBED == record.whole
+                and record.metadata is record.error is record.reason is row.reason is None
+                and row.ext == self.tools.words.id_of(self.db, record.ext))
 
     def _update_row(self, old: FileRow, new: FileRow) -> None:
         """The narrowest statement that does it: each index named costs its entry twice."""
@@ -10049,7 +10076,7 @@ class FileShower:
 
 
 # =================================================================================================
-# medialib/catalog_writer.py, from its line 20
+# medialib/catalog_writer.py, from its line 19
 # The one thread that writes the catalogue: it commits what waits together, and then answers.
 # =================================================================================================
 
@@ -10338,11 +10365,12 @@ def root_kind_counts(db, root_id: int) -> dict:
 
 
 # =================================================================================================
-# medialib/catalog.py, from its line 28
+# medialib/catalog.py, from its line 29
 # The catalogue: one database file, one thread that writes it, readers beside it.
 # =================================================================================================
 
 CATALOG_FILE = "medialib.db"
+LEAST_FREE_BYTES = 2 << 20
 CHECKPOINT_PAGES = 8000  # the same pages change again and again: write them back less often
 IDLE_READERS = 8
 DUE_REST = 10  # very large groups are counted in at most a tenth of the time
@@ -10495,6 +10523,14 @@ class Catalog:
             return str(error)
         except Exception:  # concurrent.futures.TimeoutError is no TimeoutError before 3.11
             return f"{self.path} could not be written within 5 seconds"
+        return self._short_of_room()
+
+    def _short_of_room(self) -> str | None:
+        """One small write may still fit where a batch does not."""
+        with contextlib.suppress(OSError):
+            free = shutil.disk_usage(os.path.dirname(os.path.abspath(self.path))).free
+            if free < LEAST_FREE_BYTES:
+                return f"the disk of {self.path} is full: {free >> 10} KiB are free"
         return None
 
     def backup(self, target: str) -> int:
@@ -12665,6 +12701,237 @@ class FacetCounts:
 
 
 # =================================================================================================
+# medialib/catalog_same_folders.py, from its line 23
+# Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+# =================================================================================================
+
+SAME_FOLDERS_TIME_S = 20.0
+SAME_FOLDERS_FRESH_S = 20.0  # while a scan runs, the answer may be this old
+SAME_FOLDERS_KEPT = 1000
+SAME_FOLDERS_IN_GROUP = 50
+SAME_SUM_MOD = 1 << 64
+SAME_TIME_ROWS = 1000  # between two looks at the clock
+FOLDERS_BY_SIZE_SQL = (
+    "SELECT tree_bytes, tree_files, root, key FROM folder WHERE tree_bytes > 0"
+    " ORDER BY tree_bytes DESC, tree_files DESC, root, key"
+)
+TREE_SOURCE = (
+    "FROM folder d CROSS JOIN file f ON f.folder = d.id AND f.state = 0"
+    " WHERE d.root = ? AND d.key >= ? AND d.key < ?"
+)
+CONTENTS_SQL = (
+    "SELECT f.id, f.size, f.algo, f.sample_size, f.sample_hash, f.full_hash, f.flags, f.ino, f.dev "
+    + TREE_SOURCE
+)
+# Each stretch of bytes on a disk once, whatever its names.
+PLACES_SQL = (
+    "SELECT ? AS disk, {dev} AS dev, CASE WHEN f.ino THEN f.ino ELSE -f.id END AS ino,"
+    " f.size AS size " + TREE_SOURCE
+)
+
+
+@dataclass(frozen=True)
+class FolderContents:
+    """Sums over the files of a tree: of full hashes (None if one is unknown), of sample hashes, and
+    of where the bytes lie: equal for one tree that is seen twice.
+    """
+
+    full: int | None
+    sample: int
+    place: int
+
+
+class LookedLongEnough(Exception):
+    """The time for one look through the catalogue is over."""
+
+
+def content_number(*parts) -> int:
+    text = "\0".join(map(str, parts)).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
+
+
+def tree_range(root, key: bytes) -> tuple:
+    return root.id, key, key + b"\x01" if key else b"\xff"
+
+
+def read_contents(db, root, key: bytes, end: float) -> FolderContents | None:
+    """None when a file of the tree has no hash yet: nothing can be said of it then. `end` is the
+    monotonic time at which LookedLongEnough is raised.
+    """
+    full, sample, place = 0, 0, 0
+    for number, row in enumerate(db.execute(CONTENTS_SQL, tree_range(root, key))):
+        if number % SAME_TIME_ROWS == 0 and time.monotonic() > end:
+            raise LookedLongEnough
+        member = DuplicateMember(*row, root.agent, root.volume)
+        place += content_number(*member.copy_key())
+        if not member.size:
+            sample, full = sample + 1, None if full is None else full + 1
+            continue
+        if member.sample_hash is None:
+            return None
+        whole = member.full()
+        full = None if full is None or whole is None else (
+            full + content_number(member.size, member.algo, whole.hex())) % SAME_SUM_MOD
+        sample += content_number(member.size, member.algo, member.sample_size,
+                                 member.sample_hash.hex())
+    return FolderContents(full, sample % SAME_SUM_MOD, place % SAME_SUM_MOD)
+
+
+def keys_above(key: bytes):
+    """The keys of the folders above this one, the root's own first."""
+    if key:
+        yield b""
+    parts = key.split(b"\0")
+    for count in range(1, len(parts)):
+        yield b"\0".join(parts[:count])
+
+
+class SameFoldersSearch:
+    """One look through the catalogue; `groups` is complete unless `approximate`."""
+
+    def __init__(self, db):
+        self.db = db
+        self.roots = {root.id: root for root in read_roots(db)}
+        self.agents = {number: {"id": agent_id, "name": name} for number, agent_id, name
+                       in db.execute("SELECT id, agent_id, name FROM agent")}
+        self.found: set = set()  # (root, key) of all folders that are in a group
+        self.groups: list = []
+        self.approximate = False
+        self.end = time.monotonic() + SAME_FOLDERS_TIME_S
+
+    def run(self) -> list:
+        rows = self.db.execute(FOLDERS_BY_SIZE_SQL)
+        try:
+            for (size, files), equal in itertools.groupby(rows, key=lambda row: row[:2]):
+                self._look_into(size, files, self._topmost(equal))
+        except LookedLongEnough:
+            self.approximate = True
+        self.groups.sort(key=lambda group: (-group["reclaimable"], -group["potential"]))
+        return self.groups
+
+    def _topmost(self, equal) -> list:
+        """(root, key) without folders whose only content is another one of the list."""
+        kept: list = []
+        seen: set = set()
+        for _, _, root_id, key in equal:
+            if not any((root_id, above) in seen for above in keys_above(key)):
+                kept.append((root_id, key))
+            seen.add((root_id, key))
+        return kept[:SAME_FOLDERS_IN_GROUP]
+
+    def _look_into(self, size: int, files: int, folders: list) -> None:
+        """Groups among folders of equal totals; those below groups that are known say nothing."""
+        if len(folders) < 2 or all(self._is_below_found(*folder) for folder in folders):
+            return
+        by_sample: dict = {}
+        for root_id, key in folders:
+            contents = read_contents(self.db, self.roots[root_id], key, self.end)
+            if contents is not None:
+                by_sample.setdefault(contents.sample, []).append((root_id, key, contents))
+        for alike in by_sample.values():
+            by_full: dict = {}
+            for folder in alike:
+                by_full.setdefault(folder[2].full, []).append(folder)
+            unproven = by_full.pop(None, [])
+            proven = [equal for equal in by_full.values() if len(equal) > 1]
+            for equal in proven:
+                self._add(size, files, equal, "confirmed")
+            if unproven and not proven:
+                self._add(size, files, alike, "candidate")
+
+    def _is_below_found(self, root_id: int, key: bytes) -> bool:
+        return any((root_id, above) in self.found for above in keys_above(key))
+
+    def _add(self, size: int, files: int, alike: list, state: str) -> None:
+        places = {contents.place for _, _, contents in alike}
+        if len(alike) < 2 or len(places) < 2:
+            return
+        if len(self.groups) == SAME_FOLDERS_KEPT:
+            raise LookedLongEnough
+        gain = self._gain(alike)
+        self.found.update((root_id, key) for root_id, key, _ in alike)
+        self.groups.append({
+            "files": files, "bytes": size, "state": state, "copies": len(places),
+            "reclaimable": gain if state == "confirmed" else 0, "potential": gain,
+            "folders": [self._shown(root_id, key) for root_id, key, _ in alike],
+        })
+
+    def _gain(self, alike: list) -> int:
+        """Bytes on the disks that go when only the smallest of the trees stays."""
+        parts = [self._places(root_id, key) for root_id, key, _ in alike]
+        together = " UNION ".join(statement for statement, _ in parts)
+        values = [value for _, own in parts for value in own]
+        taken = self.db.execute(f"SELECT coalesce(sum(size), 0) FROM ({together})",
+                                values).fetchone()[0]
+        kept = min(self.db.execute(
+            f"SELECT coalesce(sum(size), 0) FROM (SELECT DISTINCT * FROM ({statement}))",
+            own).fetchone()[0] for statement, own in parts)
+        return taken - kept
+
+    def _places(self, root_id: int, key: bytes) -> tuple:
+        root = self.roots[root_id]
+        disk = f"agent {root.agent}" if root.volume is None else f"volume {root.volume}"
+        statement = PLACES_SQL.format(dev="f.dev" if root.volume is None else "0")
+        return statement, (disk, *tree_range(root, key))
+
+    def _shown(self, root_id: int, key: bytes) -> dict:
+        root = self.roots[root_id]
+        return {"agent": self.agents[root.agent], "root": root.path,
+                "path": root.path_of(rel_of_key(key)),
+                "state": "offline" if root.state == "offline" else "present"}
+
+
+class SameFolders:
+    """POST /api/duplicate_folders. The last look is kept until the catalogue has changed."""
+
+    def __init__(self, catalog: Catalog):
+        self.catalog = catalog
+        self._lock = threading.Lock()  # guards the last look, and lets one look at a time run
+        self._seq: int | None = None
+        self._looked_at = 0.0
+        self._last: list = []
+        self._approximate = False
+
+    def page(self, body: dict) -> dict:
+        limit, after = page_limit(body, 50), body.get("after")
+        first = decode_token(after, 1)[0] if after is not None else 0
+        if type(first) is not int or first < 0:
+            raise FilterError("after must be the next of an earlier answer to the same question")
+        wanted = self._wanted(body.get("filter") or {})
+        groups = [group for group in self._groups() if wanted(group)]
+        more = len(groups) > first + limit
+        return {"groups": groups[first:first + limit], "approximate": self._approximate,
+                "next": encode_token(first + limit) if more else None}
+
+    def _groups(self) -> list:
+        with self._lock:
+            age = time.monotonic() - self._looked_at
+            seq = self.catalog.seq
+            if self._seq is None or (seq != self._seq and age > SAME_FOLDERS_FRESH_S):
+                with self.catalog.reader() as db:
+                    search = SameFoldersSearch(db)
+                    self._last, self._approximate = search.run(), search.approximate
+                self._seq, self._looked_at = seq, time.monotonic()
+            return self._last
+
+    def _wanted(self, filter_):
+        """The test of a group for a filter on `agent` and `q`; others do not fit folders."""
+        if not isinstance(filter_, dict):
+            raise FilterError("filter must be an object")
+        agents, text = filter_.get("agent") or [], filter_.get("q") or ""
+        agents = [agents] if isinstance(agents, str) else agents
+        if not isinstance(agents, list) or not isinstance(text, str):
+            raise FilterError("filter.agent must be an id or a list of ids and filter.q a text")
+        words = search_words(text)
+
+        def test(group: dict) -> bool:
+            folders = group["folders"]
+            return (not agents or any(folder["agent"]["id"] in agents for folder in folders)) and (
+                any(text_matches(words, folder["path"]) for folder in folders))
+        return test
+
+
+# =================================================================================================
 # medialib/ingest.py, from its line 36
 # What agents say to the host: hello, batches, and the lists by which both compare what they hold.
 # =================================================================================================
@@ -12978,9 +13245,11 @@ def hello_roots(agent: dict) -> list | None:
 def by_implicit_root(changes, agent, records: list):
     """(root, records) for records of a batch that names no root, in their order."""
     roots = read_roots(changes.db, agent.id)
-    run, root = [], None
+    run, root, folder, found = [], None, None, None
     for record in records:
-        found = holding_root(roots, record.path)
+        above = record.path[:record.path.rfind("/")]
+        if above != folder:  # files of one folder are in one root
+            folder, found = above, holding_root(roots, record.path)
         if found is None:
             found = make_implicit_root(changes.db, changes.counters, agent, record.path)
             roots.append(found)
@@ -14052,6 +14321,8 @@ export class DuplicatesView {
       add(this.list, answer.groups.map((group) => (path === "duplicates" ? this.group(group)
         : this.folderGroup(group))));
       if (!this.count && !this.next) put(this.list, this.nothing());
+      else if (answer.approximate && !this.next) this.list.append(el("p", { class: "muted" },
+        "There was no time to compare all folders: there may be more."));
     } catch (error) {
       if (error.name !== "AbortError") put(this.list, failed(error, () => this.load()));
     }
@@ -14122,7 +14393,8 @@ export class DuplicatesView {
         el("span", { class: `pill ${group.state === "confirmed" ? "good" : "warn"}` }, group.state),
         el("span", { class: "muted" }, `${bytes(group.bytes)} in each folder`),
           el("strong", { class: "gain" },
-          `${bytes(group.reclaimable)} ${group.state === "confirmed" ? "to free" : "if proven"}`)),
+          group.state === "confirmed" ? `${bytes(group.reclaimable)} to free`
+            : `${bytes(group.potential)} if proven`)),
       el("table", { class: "plain" }, el("thead", { class: "hidden" },
         el("tr", null, ["Machine", "Folder", "State",
         "Action"].map((label) => el("th", { scope: "col" }, label)))),
@@ -17902,7 +18174,7 @@ def _operation(route: dict) -> dict:
 
 
 # =================================================================================================
-# medialib/server_routes.py, from its line 40
+# medialib/server_routes.py, from its line 41
 # The host's calls over HTTP: paths to handlers.
 # =================================================================================================
 
@@ -17924,6 +18196,7 @@ class HostRoutes:
         self.presence = AgentPresence(catalog.clock)
         self.ingest = Ingest(catalog, self.presence)
         self.control = AgentControl(catalog, self.presence)
+        self.same_folders = SameFolders(catalog)
         self.agent_file = agent_file or find_agent_file
 
     def stop(self) -> None:
@@ -17964,6 +18237,7 @@ class HostRoutes:
         for name, method in (
                 ("summary", self.summary), ("files", self.files), ("file", self.file),
                 ("facets", self.facets), ("duplicates", self.duplicates),
+                ("duplicate_folders", self.duplicate_folders),
                 ("folders", self.folders), ("growth", self.growth), ("changes", self.changes),
                 ("export", self.export), ("settings", self.settings)):
             router.add("POST", f"/api/{name}", method, body=True,
@@ -18046,6 +18320,10 @@ class HostRoutes:
             pages = FilePages(self.catalog, db)
             groups, token = DuplicatePages(db, pages.words, pages.reader).page(request.json)
         return {"ok": True, "groups": groups, "next": token}
+
+    def duplicate_folders(self, request) -> dict:
+        """Folders with the same files, largest gain first"""
+        return {"ok": True, **self.same_folders.page(request.json)}
 
     def folders(self, request) -> dict:
         """A folder's children with files and bytes of everything below them"""
