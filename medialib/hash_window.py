@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +23,8 @@ from .walk import FileProblem, find_files
 
 CHUNK_FILES = 48
 CHUNK_BYTES = 4 << 20
+SEEKING_CHUNK_FILES = 128  # sorted by inode, which is about where they lie; a second or two of work
+SEEKING_CHUNK_BYTES = 32 << 20
 RACY_S = 2.0
 CAREFUL_FILES = 500
 LINKS_WAITING = 10_000
@@ -65,6 +69,11 @@ class HashWindow:
         self.careful = careful
         readers = self.plan.readers(info)
         self.permits = ReaderPermits(readers, self.plan.adaptive)
+        self.seeks = info.rotational is not False
+        self.chunk_most = ((SEEKING_CHUNK_FILES, SEEKING_CHUNK_BYTES) if self.seeks
+                           else (CHUNK_FILES, CHUNK_BYTES))
+        # With one reader, a file that changed and is read once more must wait for its turn.
+        self.turn = threading.Lock() if readers == 1 else contextlib.nullcontext()
         self.pool = ThreadPoolExecutor(max_workers=readers, thread_name_prefix="hash")
         self.window = deque()
         self.chunk = []
@@ -104,7 +113,8 @@ class HashWindow:
             return
         self.chunk.append(job)
         self.chunk_bytes += min(job.found.size, 3 * self.plan.sample_size)
-        if self.careful or len(self.chunk) >= CHUNK_FILES or self.chunk_bytes >= CHUNK_BYTES:
+        most_files, most_bytes = self.chunk_most
+        if self.careful or len(self.chunk) >= most_files or self.chunk_bytes >= most_bytes:
             self._submit()
 
     def _begin_careful(self, job) -> bool:
@@ -127,6 +137,8 @@ class HashWindow:
             return
         chunk, small = self.chunk, self.chunk_bytes < SMALL_READ_BYTES * len(self.chunk)
         self.chunk, self.chunk_bytes = [], 0
+        if self.seeks:
+            chunk.sort(key=inode_of_job)
         if small and not self.waits:
             self._read_here(chunk)
             return
@@ -160,9 +172,10 @@ class HashWindow:
 
     def _hash_one(self, found):
         try:
-            return sample_hash_file(found.native, found, self.plan.algo, self.plan.sample_size,
-                                    follow=self.plan.follow_symlinks,
-                                    inodes_stable=self.scan.inodes_stable)
+            with self.turn:
+                return sample_hash_file(
+                    found.native, found, self.plan.algo, self.plan.sample_size,
+                    follow=self.plan.follow_symlinks, inodes_stable=self.scan.inodes_stable)
         except (OSError, FileChanging) as error:
             return error
 
@@ -174,7 +187,7 @@ class HashWindow:
             self.scan.set_cursor(rel)
             return
         if self.chunk:
-            if len(self.chunk) < CHUNK_FILES // 2 and len(self.window) < 4:
+            if len(self.chunk) < self.chunk_most[0] // 2 and len(self.window) < 4:
                 return  # a small rest: a later folder's mark will cover it
             self._submit()
         if not self.window:
@@ -299,6 +312,10 @@ class HashWindow:
             self.buffer.add(Failure(each.root_id, each.path, "read", each.found.inode_key,
                                     failure_class, message,
                                     next_try=self.scan.clock() + retry_in_s))
+
+
+def inode_of_job(job) -> int:
+    return int(job.found.inode_key.split(":")[2])
 
 
 def disk_blocks_read() -> int | None:
