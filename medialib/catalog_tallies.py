@@ -49,11 +49,6 @@ def resolution_bound(width: int | None, height: int | None) -> int | None:
     return next(bound for bound, _ in RESOLUTION_CLASSES if lines >= bound)
 
 
-def add_to(entry: list, files: int, size: int) -> None:
-    entry[0] += files
-    entry[1] += size
-
-
 class TallyChanges:
     """Collects what rows were added and taken away; `save` writes the sums once."""
 
@@ -76,17 +71,25 @@ class TallyChanges:
     def _count(self, row, root, rel_folder, meta, sign) -> None:
         # Every row that is written comes through here: the two sums that all have, and the rest.
         state, size = row.state, sign * row.size
-        add_to(self.tally[root.id, row.kind, row.ext, row.reason or 0, state], sign, size)
-        add_to(self.facet[root.id, state, FACET_WEEK, row.mtime_ns // WEEK_NS], sign, size)
+        root_id = root.id
+        entry = self.tally[root_id, row.kind, row.ext, row.reason or 0, state]
+        entry[0] += sign
+        entry[1] += size
+        entry = self.facet[root_id, state, FACET_WEEK, row.mtime_ns // WEEK_NS]
+        entry[0] += sign
+        entry[1] += size
         if meta is not None:
             for entry in self._meta_entries(row, root, meta):
-                add_to(entry, sign, size)
-        self.roots[root.id] = root
+                entry[0] += sign
+                entry[1] += size
+        self.roots[root_id] = root
         if state != STATE_PRESENT:
             root.missing += sign
             root.missing_bytes += size
             return
-        add_to(self.folder[row.folder], sign, size)
+        entry = self.folder[row.folder]
+        entry[0] += sign
+        entry[1] += size
         root.files += sign
         root.bytes += size
         root.digest = signed_sum(root.digest + sign * digest_of_row(row, rel_folder))

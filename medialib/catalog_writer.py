@@ -18,6 +18,8 @@ from .sqlite_store import StoreConnection, explain_sqlite_error, sqlite3
 
 GROUP_JOBS = 64  # more would let the first one wait too long
 GROUP_TIME_S = 0.25
+IDLE_REST_S = 0.1
+IDLE_PATIENCE_S = 2.0
 WRITE_TIMEOUT_S = 120.0
 
 
@@ -44,9 +46,10 @@ class CatalogWriter:
         self.last_error: str | None = None  # of the last commit, None when it succeeded
         self.commits = 0
         self._waiting: collections.deque = collections.deque()
-        self._ready = threading.Condition()  # guards _waiting, _stopping and _idle_at
+        self._ready = threading.Condition()  # guards _waiting, _stopping and the two times
         self._stopping = False
-        self._idle_at: float | None = 0.0  # on the monotonic clock
+        self._idle_at: float | None = 0.0  # when idle work is wanted, on the monotonic clock
+        self._quiet_at = 0.0  # until then the last writer may have more to write
         self._thread = threading.Thread(target=self._loop, name="catalogue writer", daemon=True)
 
     def start(self) -> None:
@@ -96,16 +99,26 @@ class CatalogWriter:
         """The waiting jobs; [] when there is time for idle work; None at the end."""
         with self._ready:
             while not self._waiting and not self._stopping:
-                wait_s = None if self._idle_at is None else self._idle_at - time.monotonic()
+                wait_s = self._idle_wait_s()
                 if wait_s is not None and wait_s <= 0:
                     return []
                 self._ready.wait(wait_s)
             if not self._waiting:
                 return None
+            self._quiet_at = time.monotonic() + IDLE_REST_S
             if self._idle_at is None:
-                self._idle_at = 0.0
+                self._idle_at = self._quiet_at
             count = min(len(self._waiting), GROUP_JOBS)
             return [self._waiting.popleft() for _ in range(count)]
+
+    def _idle_wait_s(self) -> float | None:
+        """How long to wait for idle work; None if there is none. Between two batches of a busy
+        agent is no idle time, as the next one would wait for a commit more; but some of it passes.
+        """
+        if self._idle_at is None:
+            return None
+        at = max(self._idle_at, min(self._quiet_at, self._idle_at + IDLE_PATIENCE_S))
+        return at - time.monotonic()
 
     def _work_idly(self) -> None:
         again_s = None
