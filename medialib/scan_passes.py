@@ -12,6 +12,7 @@ import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from typing import NamedTuple
 
+from .base import log
 from .cache_changes import Described, Failure, FullHash
 from .ffprobe import ProbeFailed, probe_file
 from .hashing import FileChanging, full_hash_file
@@ -27,6 +28,8 @@ from .scan_common import inode_key, same_version, to_native, version_prefix
 from .scan_plan import STAT_WORK, ReaderPermits
 
 PASS_CHUNK_ROWS = 200
+NO_VERDICTS = ("missing", "not started", "stopped")  # of ffprobe: they say nothing about the file
+PASSING_FAILURES = ("timeout", "unreadable")  # a slow or ailing disk: tried again some time
 
 
 class WaitingFile(NamedTuple):
@@ -196,6 +199,7 @@ class ProbePass(CachePass):
     """Pass 2: ffprobe for each video that was not described yet."""
 
     stage = "probe"
+    tool_lost = False  # ffprobe is not there any more
 
     def content_of(self, row) -> str:
         return row.full_hash or version_prefix(row.inode_key)
@@ -212,7 +216,12 @@ class ProbePass(CachePass):
         failure = self.cache.failure(row.path, self.stage)
         if failure is None or failure[0] != row.inode_key or failure[4] != self.tool():
             return False
-        return failure[1] != "unfinished" or self.gave_up(row, failure)
+        if failure[1] == "unfinished":
+            return self.gave_up(row, failure)
+        return failure[3] is None or failure[3] > self.clock()
+
+    def keep_going(self) -> bool:
+        return self.control.keep_going() and not self.tool_lost
 
     def _same_inode(self, row) -> str | None:
         """What is known of another name of the same file."""
@@ -239,15 +248,20 @@ class ProbePass(CachePass):
         self.buffer.add(Described(row.path, row.inode_key, json.dumps(outcome)))
 
     def _failed(self, row, error) -> None:
-        if not self.control.keep_going() or not self.is_same_file(row):
+        kind = getattr(error, "error_class", None) or error_class(error)
+        if kind == "missing" and not self.tool_lost:
+            self.tool_lost = True
+            log.warning("%s: the other videos wait until ffprobe is there again", error)
+        if kind in NO_VERDICTS or not self.keep_going() or not self.is_same_file(row):
             self.forget_attempt(row)
             return
         self.stats.errors += 1
+        text, next_try = str(error), None
         if isinstance(error, OSError):
-            failed = self.failure(row, error_class(error), error_text(error))
-        else:
-            failed = self.failure(row, error.error_class, str(error))
-        self.buffer.add(failed)
+            text = error_text(error)
+        if isinstance(error, OSError) or kind in PASSING_FAILURES:
+            next_try = retry_time(self.cache, row.path, self.stage, self.clock())
+        self.buffer.add(self.failure(row, kind, text, next_try))
 
 
 class FullHashPass(CachePass):
