@@ -19,7 +19,7 @@ OLDER_KINDS = ("video", "image", "subtitle", "xml", "other", "unknown", "junk")
 OLDER_KEYS = ("kind", "path", "size", "mtime", "ctime", "inode_key", "ext", "reason", "hashes",
               "metadata")
 BATCH_TIMEOUT_S = 120.0
-HELLO_TIMEOUT_S = 20.0
+HELLO_TIMEOUT_S = 8.0
 
 
 class HttpTransport:

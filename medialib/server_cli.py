@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import platform
 import signal
 import sys
 import threading
@@ -170,6 +171,8 @@ class ServerProgram:
                             certfile=arguments.certfile, keyfile=arguments.keyfile)
         lock.write_holder({"port": server.port, "address": arguments.bind,
                            "tls": bool(arguments.certfile)})
+        routes.host = {"name": to_text(platform.node()), "addresses": own_addresses()[:8],
+                       "port": server.port, "scheme": "https" if arguments.certfile else "http"}
         self._catch_signals(self.stop_requested.set)
         upkeep = HostUpkeep(catalog, self.folder)
         server.start()

@@ -57,6 +57,7 @@ class HostRoutes:
         self.ingest = Ingest(catalog, self.presence)
         self.control = AgentControl(catalog, self.presence)
         self.same_folders = SameFolders(catalog)
+        self.host: dict = {}  # how this host is reached: name, addresses, port, scheme
         self.agent_file = agent_file or find_agent_file
 
     def stop(self) -> None:
@@ -162,7 +163,7 @@ class HostRoutes:
         with self.catalog.reader() as db:
             summary = catalog_summary(db, self.catalog.words(db), self.catalog.library_id)
             agents = agent_list(db, self.presence, self.catalog.clock())
-        return {"ok": True, "version": VERSION, **summary, "agents": agents}
+        return {"ok": True, "version": VERSION, **summary, "agents": agents, "host": self.host}
 
     def files(self, request) -> dict:
         """A page of files: filter, sort, order, limit, after"""
