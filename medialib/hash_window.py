@@ -30,6 +30,7 @@ CAREFUL_FILES = 500
 LINKS_WAITING = 10_000
 SMALL_READ_BYTES = 64 << 10
 SLOW_FILE_S = 0.02
+COLD_BLOCKS = 2  # a file takes at least eight blocks of 512 bytes: about one in four was not cached
 
 
 class HashJob:
@@ -166,8 +167,10 @@ class HashWindow:
             if not self.control.keep_going():
                 return done
             done.append((job, self._hash_one(job.found)))
-        self.waits = self.info.network or blocks is None or disk_blocks_read() != blocks or (
-            time.monotonic() - started > SLOW_FILE_S * len(jobs))
+        self.waits = (
+            self.info.network or blocks is None
+            or disk_blocks_read() - blocks > COLD_BLOCKS * len(jobs)
+            or time.monotonic() - started > SLOW_FILE_S * len(jobs))
         return done
 
     def _hash_one(self, found):
