@@ -27,9 +27,11 @@ from .catalog_settings import (
     stored_settings,
 )
 from .catalog_summary import catalog_summary, daily_rows, local_day
+from .catalog_why import explain_path
 from .host_agents import AgentPresence
 from .http_json import HttpError, Reply, Router, StreamReply
 from .ingest import Ingest
+from .ingest_records import RecordError, check_path
 from .server_agents import AgentControl
 from .server_events import EventStream, event_counts
 from .server_export import Export
@@ -100,7 +102,7 @@ class HostRoutes:
                 ("facets", self.facets), ("duplicates", self.duplicates),
                 ("duplicate_folders", self.duplicate_folders),
                 ("folders", self.folders), ("growth", self.growth), ("changes", self.changes),
-                ("export", self.export), ("settings", self.settings)):
+                ("export", self.export), ("settings", self.settings), ("why", self.why)):
             router.add("POST", f"/api/{name}", method, body=True,
                        summary=(method.__doc__ or "").split("\n")[0])
 
@@ -228,6 +230,21 @@ class HostRoutes:
         if found is None:
             raise HttpError(404, "no such file", str(file_id))
         return {"ok": True, "file": found}
+
+    def why(self, request) -> dict:
+        """Why a path of an agent is, or is not, in the catalogue"""
+        agent_id, path = request.json.get("agent"), request.json.get("path")
+        if not isinstance(agent_id, str) or not isinstance(path, str):
+            raise HttpError(400, "bad request", "agent and path must be texts")
+        try:
+            path = check_path(path)
+        except RecordError as error:
+            raise HttpError(400, "bad request", str(error)) from None
+        with self.catalog.reader() as db:
+            agent = find_agent(db, agent_id)
+            if agent is None:
+                raise HttpError(404, "no such agent", agent_id[:200])
+            return {"ok": True, **explain_path(db, agent, path)}
 
     def changes(self, request) -> dict:
         """Everything that changed after a number, in order"""

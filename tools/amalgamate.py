@@ -31,7 +31,8 @@ AGENT = [
 ]
 SERVER = [
     "catalog_schema", "catalog_rows", "catalog_roots", "catalog_tallies", "catalog_apply",
-    "catalog_duplicates", "catalog_search", "catalog_settings", "catalog_compare", "catalog_show",
+    "catalog_duplicates", "catalog_search", "catalog_settings", "catalog_why", "catalog_compare",
+    "catalog_show",
     "catalog_writer", "catalog_summary", "catalog", "host_agents", "catalog_agents",
     "host_upkeep", "ingest_records", "catalog_filter", "catalog_folders", "catalog_tokens",
     "catalog_copies", "catalog_propose", "catalog_skip", "catalog_files", "catalog_changes",
