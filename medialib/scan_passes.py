@@ -87,6 +87,7 @@ class CachePass:
                 # attempts that it gets are its own.
                 for row in suspects:
                     self.take(row, pool, running, 1)
+                    self.buffer.flush()  # a verdict that waits to be stored counts as none
             finally:
                 self.finish(running)
 

@@ -26,7 +26,6 @@ from medialib.http_client import (
 )
 
 from .http_support import Victim
-from .test_http_server import certificate  # noqa: F401 (a fixture)
 
 
 @pytest.fixture
@@ -187,7 +186,7 @@ def test_a_fresh_connection_that_dies_is_not_tried_again():
         assert liar.count == 1
 
 
-def test_tls(certificate):  # noqa: F811
+def test_tls(certificate):
     cert, key = certificate
     victim = Victim(certfile=cert, keyfile=key)
     try:
@@ -380,7 +379,7 @@ def test_a_peer_that_does_not_read():
         liar.close()
 
 
-def test_a_silent_tls_peer(certificate):  # noqa: F811
+def test_a_silent_tls_peer(certificate):
     liar = Liar(lambda sock, number: time.sleep(5))
     try:
         start = time.monotonic()

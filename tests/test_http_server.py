@@ -10,7 +10,6 @@ import resource
 import socket
 import ssl
 import struct
-import subprocess
 import threading
 import time
 
@@ -23,7 +22,6 @@ from medialib.http_json import Router
 from medialib.http_server import JsonServer
 
 from .http_support import Victim, read_all, read_until, split_answer, unchunk
-from .support import need
 
 
 @pytest.fixture
@@ -560,18 +558,6 @@ def test_many_bombs_at_once(victim):
 
 
 # --- TLS
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory):
-    need("openssl")
-    folder = tmp_path_factory.mktemp("tls")
-    cert, key = str(folder / "cert.pem"), str(folder / "key.pem")
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert,
-         "-days", "2", "-subj", "/CN=localhost",
-         "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"], check=True, capture_output=True)
-    return cert, key
-
 
 def tls_get(victim, certfile: str, path: str) -> tuple:
     context = ssl.create_default_context(cafile=certfile)

@@ -18,7 +18,8 @@ pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.timeout(240)]
 PLACES = {  # place → (selector, text) of what must be there when it is ready
     "#overview": (".tile", "Files"), "#library": (".files td .name", ""),
     "#folders": (".tree-name a", ""), "#duplicates": (".group", ""),
-    "#duplicates?state=candidate": (".empty", ""), "#duplicates?state=folders": (".group", "2 files"),
+    "#duplicates?state=candidate": (".empty", ""),
+    "#duplicates?state=folders": (".group", "2 files"),
     "#junk": (".plain td a", ""), "#machines": (".machine", "online"),
     "#settings": (".field", ""),
 }
