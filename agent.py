@@ -32,20 +32,20 @@ here, `there` where in the module: that maps a traceback back.
     5521     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
     5861     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
     5919     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6062     22  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    6381     16  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    6475     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    6866     29  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7151     16  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    7357     21  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    7706     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    7879     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    8243     17  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
-    8305     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
-    8370     26  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
-    8594     47  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
+    6062     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    6399     16  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    6493     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    6884     30  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7183     16  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    7389     21  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    7738     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    7911     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    8275     17  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
+    8337     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
+    8402     26  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
+    8626     47  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
 """
-# sha256 of all below this line: c6130c9e5985ed458e38d43ea6aaaeb5cdfc52d48f167c8a4de2d4127164431d
+# sha256 of all below this line: 4c50cba5e177c435a8aea59d92e4b89f2bde66d23df9ed6c98c6f992c9c260a5
 
 from __future__ import annotations
 
@@ -6055,17 +6055,20 @@ class ReaderPermits:
 
 
 # =================================================================================================
-# medialib/hash_window.py, from its line 22
+# medialib/hash_window.py, from its line 24
 # Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
 # =================================================================================================
 
 CHUNK_FILES = 48
 CHUNK_BYTES = 4 << 20
+SEEKING_CHUNK_FILES = 128  # sorted by inode, which is about where they lie; a second or two of work
+SEEKING_CHUNK_BYTES = 32 << 20
 RACY_S = 2.0
 CAREFUL_FILES = 500
 LINKS_WAITING = 10_000
 SMALL_READ_BYTES = 64 << 10
 SLOW_FILE_S = 0.02
+COLD_BLOCKS = 2  # a file takes at least eight blocks of 512 bytes: about one in four was not cached
 
 
 class HashJob:
@@ -6105,6 +6108,11 @@ class HashWindow:
         self.careful = careful
         readers = self.plan.readers(info)
         self.permits = ReaderPermits(readers, self.plan.adaptive)
+        self.seeks = info.rotational is not False
+        self.chunk_most = ((SEEKING_CHUNK_FILES, SEEKING_CHUNK_BYTES) if self.seeks
+                           else (CHUNK_FILES, CHUNK_BYTES))
+        # With one reader, a file that changed and is read once more must wait for its turn.
+        self.turn = threading.Lock() if readers == 1 else contextlib.nullcontext()
         self.pool = ThreadPoolExecutor(max_workers=readers, thread_name_prefix="hash")
         self.window = deque()
         self.chunk = []
@@ -6144,7 +6152,8 @@ class HashWindow:
             return
         self.chunk.append(job)
         self.chunk_bytes += min(job.found.size, 3 * self.plan.sample_size)
-        if self.careful or len(self.chunk) >= CHUNK_FILES or self.chunk_bytes >= CHUNK_BYTES:
+        most_files, most_bytes = self.chunk_most
+        if self.careful or len(self.chunk) >= most_files or self.chunk_bytes >= most_bytes:
             self._submit()
 
     def _begin_careful(self, job) -> bool:
@@ -6167,6 +6176,8 @@ class HashWindow:
             return
         chunk, small = self.chunk, self.chunk_bytes < SMALL_READ_BYTES * len(self.chunk)
         self.chunk, self.chunk_bytes = [], 0
+        if self.seeks:
+            chunk.sort(key=inode_of_job)
         if small and not self.waits:
             self._read_here(chunk)
             return
@@ -6194,15 +6205,18 @@ class HashWindow:
             if not self.control.keep_going():
                 return done
             done.append((job, self._hash_one(job.found)))
-        self.waits = self.info.network or blocks is None or disk_blocks_read() != blocks or (
-            time.monotonic() - started > SLOW_FILE_S * len(jobs))
+        self.waits = (
+            self.info.network or blocks is None
+            or disk_blocks_read() - blocks > COLD_BLOCKS * len(jobs)
+            or time.monotonic() - started > SLOW_FILE_S * len(jobs))
         return done
 
     def _hash_one(self, found):
         try:
-            return sample_hash_file(found.native, found, self.plan.algo, self.plan.sample_size,
-                                    follow=self.plan.follow_symlinks,
-                                    inodes_stable=self.scan.inodes_stable)
+            with self.turn:
+                return sample_hash_file(
+                    found.native, found, self.plan.algo, self.plan.sample_size,
+                    follow=self.plan.follow_symlinks, inodes_stable=self.scan.inodes_stable)
         except (OSError, FileChanging) as error:
             return error
 
@@ -6214,7 +6228,7 @@ class HashWindow:
             self.scan.set_cursor(rel)
             return
         if self.chunk:
-            if len(self.chunk) < CHUNK_FILES // 2 and len(self.window) < 4:
+            if len(self.chunk) < self.chunk_most[0] // 2 and len(self.window) < 4:
                 return  # a small rest: a later folder's mark will cover it
             self._submit()
         if not self.window:
@@ -6339,6 +6353,10 @@ class HashWindow:
             self.buffer.add(Failure(each.root_id, each.path, "read", each.found.inode_key,
                                     failure_class, message,
                                     next_try=self.scan.clock() + retry_in_s))
+
+
+def inode_of_job(job) -> int:
+    return int(job.found.inode_key.split(":")[2])
 
 
 def disk_blocks_read() -> int | None:
@@ -6859,11 +6877,13 @@ class NamesAsText:
 
 
 # =================================================================================================
-# medialib/scan_passes.py, from its line 29
+# medialib/scan_passes.py, from its line 30
 # Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
 # =================================================================================================
 
 PASS_CHUNK_ROWS = 200
+NO_VERDICTS = ("missing", "not started", "stopped")  # of ffprobe: they say nothing about the file
+PASSING_FAILURES = ("timeout", "unreadable")  # a slow or ailing disk: tried again some time
 
 
 class WaitingFile(NamedTuple):
@@ -6921,6 +6941,7 @@ class CachePass:
                 # attempts that it gets are its own.
                 for row in suspects:
                     self.take(row, pool, running, 1)
+                    self.buffer.flush()  # a verdict that waits to be stored counts as none
             finally:
                 self.finish(running)
 
@@ -7033,6 +7054,7 @@ class ProbePass(CachePass):
     """Pass 2: ffprobe for each video that was not described yet."""
 
     stage = "probe"
+    tool_lost = False  # ffprobe is not there any more
 
     def content_of(self, row) -> str:
         return row.full_hash or version_prefix(row.inode_key)
@@ -7049,7 +7071,12 @@ class ProbePass(CachePass):
         failure = self.cache.failure(row.path, self.stage)
         if failure is None or failure[0] != row.inode_key or failure[4] != self.tool():
             return False
-        return failure[1] != "unfinished" or self.gave_up(row, failure)
+        if failure[1] == "unfinished":
+            return self.gave_up(row, failure)
+        return failure[3] is None or failure[3] > self.clock()
+
+    def keep_going(self) -> bool:
+        return self.control.keep_going() and not self.tool_lost
 
     def _same_inode(self, row) -> str | None:
         """What is known of another name of the same file."""
@@ -7076,15 +7103,20 @@ class ProbePass(CachePass):
         self.buffer.add(Described(row.path, row.inode_key, json.dumps(outcome)))
 
     def _failed(self, row, error) -> None:
-        if not self.control.keep_going() or not self.is_same_file(row):
+        kind = getattr(error, "error_class", None) or error_class(error)
+        if kind == "missing" and not self.tool_lost:
+            self.tool_lost = True
+            log.warning("%s: the other videos wait until ffprobe is there again", error)
+        if kind in NO_VERDICTS or not self.keep_going() or not self.is_same_file(row):
             self.forget_attempt(row)
             return
         self.stats.errors += 1
+        text, next_try = str(error), None
         if isinstance(error, OSError):
-            failed = self.failure(row, error_class(error), error_text(error))
-        else:
-            failed = self.failure(row, error.error_class, str(error))
-        self.buffer.add(failed)
+            text = error_text(error)
+        if isinstance(error, OSError) or kind in PASSING_FAILURES:
+            next_try = retry_time(self.cache, row.path, self.stage, self.clock())
+        self.buffer.add(self.failure(row, kind, text, next_try))
 
 
 class FullHashPass(CachePass):
@@ -7707,7 +7739,7 @@ OLDER_KINDS = ("video", "image", "subtitle", "xml", "other", "unknown", "junk")
 OLDER_KEYS = ("kind", "path", "size", "mtime", "ctime", "inode_key", "ext", "reason", "hashes",
               "metadata")
 BATCH_TIMEOUT_S = 120.0
-HELLO_TIMEOUT_S = 20.0
+HELLO_TIMEOUT_S = 8.0
 
 
 class HttpTransport:

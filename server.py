@@ -6,82 +6,83 @@ is one module's code, verbatim: low level first, the command line last. `line` i
 here, `there` where in the module: that maps a traceback back.
 
     line  there  section
-     171      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
-     221     25  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
-     486     18  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
-     840     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
-    1081     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
-    1392     20  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
-    1689     24  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
-    1889     24  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
-    2286     20  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2467     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, depth and number of objects.
-    2626     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    2833     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    2965     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3218     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3293     22  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    3621     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
-    3993     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4293     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    4410     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    4540     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain tuples, no SQL.
-    4682     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    5050      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5302     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    5565     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    5905     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    5963     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6106     22  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    6425     16  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    6519     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    6910     29  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7195     16  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    7401     21  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    7750     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    7923     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    8287     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
-    8549     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
-    8719     18  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
-    9034     20  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
-    9171     30  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
-    9562     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
-    9775     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
-    9884     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
-    9938     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
-   10036     11  medialib/catalog_show.py: Files as the API shows them.
-   10083     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
-   10273     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
-   10372     29  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
-   10609     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
-   10762     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
-   10943     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
-   11050     26  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
-   11327     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
-   11611     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
-   11714     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
-   11747     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
-   11904      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
-   12046     13  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others, found in the sort's own index.
-   12110     27  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   12481     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   12522     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   12708     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
-   12939     36  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   13319     18  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   13431      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   13472      1  medialib/web/: The files of the web UI.
-   17511     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   17610     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   17681     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   17853     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   17941     16  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   18057      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   18138      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   18181     41  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   18452     38  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+     172      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
+     222     25  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
+     487     18  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
+     841     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
+    1082     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
+    1393     20  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
+    1690     24  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
+    1890     24  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
+    2287     20  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
+    2468     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, depth and number of objects.
+    2627     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    2834     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    2966     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3219     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3294     22  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    3622     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
+    3994     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4294     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    4411     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    4541     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain tuples, no SQL.
+    4683     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    5051      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5303     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    5566     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    5906     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    5964     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6107     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    6444     16  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    6538     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    6929     30  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7228     16  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    7434     21  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    7783     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    7956     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    8320     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
+    8582     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
+    8752     18  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
+    9067     20  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
+    9207     30  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
+    9598     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
+    9811     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
+    9920     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
+    9974     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
+   10074     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
+   10172     11  medialib/catalog_show.py: Files as the API shows them.
+   10219     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
+   10422     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
+   10521     29  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
+   10758     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
+   10911     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
+   11092     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
+   11199     26  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
+   11476     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
+   11760     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
+   11863     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
+   11896     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
+   12053      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
+   12195     13  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others, found in the sort's own index.
+   12259     27  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   12630     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   12671     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   12857     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   13088     36  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   13468     18  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   13580      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   13621      1  medialib/web/: The files of the web UI.
+   17660     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   17759     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   17830     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   18002     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   18090     16  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   18206      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   18287      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   18330     43  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   18617     39  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: 0895f42e91be8797262693be3f7828169f2039dc99e47b42b1c7d43c17a98a69
+# sha256 of all below this line: e68870abc2f6f6893b91f56483f05b587c317f841b5fb509cd02c1e9f8abbecf
 
 from __future__ import annotations
 
@@ -6099,17 +6100,20 @@ class ReaderPermits:
 
 
 # =================================================================================================
-# medialib/hash_window.py, from its line 22
+# medialib/hash_window.py, from its line 24
 # Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
 # =================================================================================================
 
 CHUNK_FILES = 48
 CHUNK_BYTES = 4 << 20
+SEEKING_CHUNK_FILES = 128  # sorted by inode, which is about where they lie; a second or two of work
+SEEKING_CHUNK_BYTES = 32 << 20
 RACY_S = 2.0
 CAREFUL_FILES = 500
 LINKS_WAITING = 10_000
 SMALL_READ_BYTES = 64 << 10
 SLOW_FILE_S = 0.02
+COLD_BLOCKS = 2  # a file takes at least eight blocks of 512 bytes: about one in four was not cached
 
 
 class HashJob:
@@ -6149,6 +6153,11 @@ class HashWindow:
         self.careful = careful
         readers = self.plan.readers(info)
         self.permits = ReaderPermits(readers, self.plan.adaptive)
+        self.seeks = info.rotational is not False
+        self.chunk_most = ((SEEKING_CHUNK_FILES, SEEKING_CHUNK_BYTES) if self.seeks
+                           else (CHUNK_FILES, CHUNK_BYTES))
+        # With one reader, a file that changed and is read once more must wait for its turn.
+        self.turn = threading.Lock() if readers == 1 else contextlib.nullcontext()
         self.pool = ThreadPoolExecutor(max_workers=readers, thread_name_prefix="hash")
         self.window = deque()
         self.chunk = []
@@ -6188,7 +6197,8 @@ class HashWindow:
             return
         self.chunk.append(job)
         self.chunk_bytes += min(job.found.size, 3 * self.plan.sample_size)
-        if self.careful or len(self.chunk) >= CHUNK_FILES or self.chunk_bytes >= CHUNK_BYTES:
+        most_files, most_bytes = self.chunk_most
+        if self.careful or len(self.chunk) >= most_files or self.chunk_bytes >= most_bytes:
             self._submit()
 
     def _begin_careful(self, job) -> bool:
@@ -6211,6 +6221,8 @@ class HashWindow:
             return
         chunk, small = self.chunk, self.chunk_bytes < SMALL_READ_BYTES * len(self.chunk)
         self.chunk, self.chunk_bytes = [], 0
+        if self.seeks:
+            chunk.sort(key=inode_of_job)
         if small and not self.waits:
             self._read_here(chunk)
             return
@@ -6238,15 +6250,18 @@ class HashWindow:
             if not self.control.keep_going():
                 return done
             done.append((job, self._hash_one(job.found)))
-        self.waits = self.info.network or blocks is None or disk_blocks_read() != blocks or (
-            time.monotonic() - started > SLOW_FILE_S * len(jobs))
+        self.waits = (
+            self.info.network or blocks is None
+            or disk_blocks_read() - blocks > COLD_BLOCKS * len(jobs)
+            or time.monotonic() - started > SLOW_FILE_S * len(jobs))
         return done
 
     def _hash_one(self, found):
         try:
-            return sample_hash_file(found.native, found, self.plan.algo, self.plan.sample_size,
-                                    follow=self.plan.follow_symlinks,
-                                    inodes_stable=self.scan.inodes_stable)
+            with self.turn:
+                return sample_hash_file(
+                    found.native, found, self.plan.algo, self.plan.sample_size,
+                    follow=self.plan.follow_symlinks, inodes_stable=self.scan.inodes_stable)
         except (OSError, FileChanging) as error:
             return error
 
@@ -6258,7 +6273,7 @@ class HashWindow:
             self.scan.set_cursor(rel)
             return
         if self.chunk:
-            if len(self.chunk) < CHUNK_FILES // 2 and len(self.window) < 4:
+            if len(self.chunk) < self.chunk_most[0] // 2 and len(self.window) < 4:
                 return  # a small rest: a later folder's mark will cover it
             self._submit()
         if not self.window:
@@ -6383,6 +6398,10 @@ class HashWindow:
             self.buffer.add(Failure(each.root_id, each.path, "read", each.found.inode_key,
                                     failure_class, message,
                                     next_try=self.scan.clock() + retry_in_s))
+
+
+def inode_of_job(job) -> int:
+    return int(job.found.inode_key.split(":")[2])
 
 
 def disk_blocks_read() -> int | None:
@@ -6903,11 +6922,13 @@ class NamesAsText:
 
 
 # =================================================================================================
-# medialib/scan_passes.py, from its line 29
+# medialib/scan_passes.py, from its line 30
 # Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
 # =================================================================================================
 
 PASS_CHUNK_ROWS = 200
+NO_VERDICTS = ("missing", "not started", "stopped")  # of ffprobe: they say nothing about the file
+PASSING_FAILURES = ("timeout", "unreadable")  # a slow or ailing disk: tried again some time
 
 
 class WaitingFile(NamedTuple):
@@ -6965,6 +6986,7 @@ class CachePass:
                 # attempts that it gets are its own.
                 for row in suspects:
                     self.take(row, pool, running, 1)
+                    self.buffer.flush()  # a verdict that waits to be stored counts as none
             finally:
                 self.finish(running)
 
@@ -7077,6 +7099,7 @@ class ProbePass(CachePass):
     """Pass 2: ffprobe for each video that was not described yet."""
 
     stage = "probe"
+    tool_lost = False  # ffprobe is not there any more
 
     def content_of(self, row) -> str:
         return row.full_hash or version_prefix(row.inode_key)
@@ -7093,7 +7116,12 @@ class ProbePass(CachePass):
         failure = self.cache.failure(row.path, self.stage)
         if failure is None or failure[0] != row.inode_key or failure[4] != self.tool():
             return False
-        return failure[1] != "unfinished" or self.gave_up(row, failure)
+        if failure[1] == "unfinished":
+            return self.gave_up(row, failure)
+        return failure[3] is None or failure[3] > self.clock()
+
+    def keep_going(self) -> bool:
+        return self.control.keep_going() and not self.tool_lost
 
     def _same_inode(self, row) -> str | None:
         """What is known of another name of the same file."""
@@ -7120,15 +7148,20 @@ class ProbePass(CachePass):
         self.buffer.add(Described(row.path, row.inode_key, json.dumps(outcome)))
 
     def _failed(self, row, error) -> None:
-        if not self.control.keep_going() or not self.is_same_file(row):
+        kind = getattr(error, "error_class", None) or error_class(error)
+        if kind == "missing" and not self.tool_lost:
+            self.tool_lost = True
+            log.warning("%s: the other videos wait until ffprobe is there again", error)
+        if kind in NO_VERDICTS or not self.keep_going() or not self.is_same_file(row):
             self.forget_attempt(row)
             return
         self.stats.errors += 1
+        text, next_try = str(error), None
         if isinstance(error, OSError):
-            failed = self.failure(row, error_class(error), error_text(error))
-        else:
-            failed = self.failure(row, error.error_class, str(error))
-        self.buffer.add(failed)
+            text = error_text(error)
+        if isinstance(error, OSError) or kind in PASSING_FAILURES:
+            next_try = retry_time(self.cache, row.path, self.stage, self.clock())
+        self.buffer.add(self.failure(row, kind, text, next_try))
 
 
 class FullHashPass(CachePass):
@@ -7751,7 +7784,7 @@ OLDER_KINDS = ("video", "image", "subtitle", "xml", "other", "unknown", "junk")
 OLDER_KEYS = ("kind", "path", "size", "mtime", "ctime", "inode_key", "ext", "reason", "hashes",
               "metadata")
 BATCH_TIMEOUT_S = 120.0
-HELLO_TIMEOUT_S = 20.0
+HELLO_TIMEOUT_S = 8.0
 
 
 class HttpTransport:
@@ -9063,11 +9096,6 @@ def resolution_bound(width: int | None, height: int | None) -> int | None:
     return next(bound for bound, _ in RESOLUTION_CLASSES if lines >= bound)
 
 
-def add_to(entry: list, files: int, size: int) -> None:
-    entry[0] += files
-    entry[1] += size
-
-
 class TallyChanges:
     """Collects what rows were added and taken away; `save` writes the sums once."""
 
@@ -9090,17 +9118,25 @@ class TallyChanges:
     def _count(self, row, root, rel_folder, meta, sign) -> None:
         # Every row that is written comes through here: the two sums that all have, and the rest.
         state, size = row.state, sign * row.size
-        add_to(self.tally[root.id, row.kind, row.ext, row.reason or 0, state], sign, size)
-        add_to(self.facet[root.id, state, FACET_WEEK, row.mtime_ns // WEEK_NS], sign, size)
+        root_id = root.id
+        entry = self.tally[root_id, row.kind, row.ext, row.reason or 0, state]
+        entry[0] += sign
+        entry[1] += size
+        entry = self.facet[root_id, state, FACET_WEEK, row.mtime_ns // WEEK_NS]
+        entry[0] += sign
+        entry[1] += size
         if meta is not None:
             for entry in self._meta_entries(row, root, meta):
-                add_to(entry, sign, size)
-        self.roots[root.id] = root
+                entry[0] += sign
+                entry[1] += size
+        self.roots[root_id] = root
         if state != STATE_PRESENT:
             root.missing += sign
             root.missing_bytes += size
             return
-        add_to(self.folder[row.folder], sign, size)
+        entry = self.folder[row.folder]
+        entry[0] += sign
+        entry[1] += size
         root.files += sign
         root.bytes += size
         root.digest = signed_sum(root.digest + sign * digest_of_row(row, rel_folder))
@@ -9931,6 +9967,106 @@ def store_settings(db, scope: str, checked: dict) -> None:
 
 
 # =================================================================================================
+# medialib/catalog_why.py, from its line 16
+# Why a path is, or is not, in the catalogue: the answer of POST /api/why.
+# =================================================================================================
+
+def explain_path(db, agent: CatalogAgent, path: str) -> dict:
+    """{"answer", "text", "catalogued", "file" (its number or None), "root"}.
+
+    `answer`: present, junk, offline, missing, rejected, error, outside (every root), root offline,
+    ignored, not scanned, not seen.
+    """
+    places = [(root, rel) for root, rel in locate_path(db, agent, path) if rel]
+    known = [(root, row) for root, rel in places for row in file_rows(db, root.id, rel)]
+    if known:
+        return explain_row(*min(known, key=lambda pair: (pair[1][1], pair[0].state == "offline")))
+    refused = db.execute("SELECT error, at FROM rejected WHERE agent = ? AND path = ?",
+                         (agent.id, path)).fetchone()
+    if refused is not None:
+        return why_answer("rejected", f"the agent's record was refused: {refused[0]}")
+    if not [root for root, _ in places if not root.implicit]:
+        return why_answer("outside", "it lies in none of this agent's roots")
+    return explain_unknown(db, agent, path, *places[0])
+
+
+def file_rows(db, root_id: int, rel: str) -> list:
+    """(id, state, kind reason, changed) of the rows at a relative path, present ones first."""
+    return db.execute(
+        "SELECT f.id, f.state, w.text, f.changed FROM folder d JOIN file f ON f.folder = d.id"
+        " LEFT JOIN word w ON w.id = f.reason WHERE d.root = ? AND d.key = ? AND f.name = ?"
+        " ORDER BY f.state, f.changed DESC",
+        (root_id, folder_key_bytes(parent_of(rel)), name_of(rel))).fetchall()
+
+
+def explain_row(root, row: tuple) -> dict:
+    file_id, is_missing, reason, changed = row
+    known = {"file": file_id, "root": root.path, "catalogued": True}
+    if is_missing:
+        return why_answer("missing", "its folder was listed to the end, and it was not there any"
+                          " more", since=changed, **known)
+    if root.state == "offline":
+        return why_answer("offline", offline_text(root), **known)
+    if reason:
+        return why_answer("junk", f"it is catalogued as junk: {reason}", **known)
+    return why_answer("present", "it is in the catalogue", **known)
+
+
+def explain_unknown(db, agent: CatalogAgent, path: str, root, rel: str) -> dict:
+    """Inside a root, but without a row."""
+    pattern = ignoring_pattern(settings_of(db, agent.agent_id), rel)
+    if pattern is not None:
+        return why_answer("ignored", f"a folder above it matches {pattern!r} of ignore_dirs",
+                          root=root.path)
+    failure = told_failure(db, agent, path, root.path)
+    if failure is not None:
+        return why_answer("error", f"{failure.get('path')}: {failure.get('message')}",
+                          root=root.path)
+    if root.state == "offline":
+        return why_answer("root offline", offline_text(root), root=root.path)
+    scan = json.loads(root.scan_json)
+    if not scan.get("ended"):
+        return why_answer("not scanned", "no scan of the root has come to its end yet",
+                          root=root.path)
+    return why_answer("not seen", "the last scan did not see a regular file there: it is newer than"
+                      " the scan, a link, a special file, on another file system, below a folder"
+                      " with an ignore marker, or does not exist", root=root.path,
+                      scanned=scan["ended"], ledger=scan.get("ledger"))
+
+
+def ignoring_pattern(settings: dict, rel: str) -> str | None:
+    """The pattern of ignore_dirs that a folder above the file matches."""
+    folders = rel.split("/")[:-1]
+    for pattern in settings["ignore_dirs"]:
+        matcher = NamePatterns([pattern])
+        if any(matcher.match(name) for name in folders):
+            return pattern
+    return None
+
+
+def offline_text(root) -> str:
+    return f"its root is offline: {root.reason or 'no reason is known'}"
+
+
+def told_failure(db, agent: CatalogAgent, path: str, root_path: str) -> dict | None:
+    """The agent's own word about the path, or about a folder above it that it could not list."""
+    row = db.execute("SELECT errors_json FROM agent WHERE id = ?", (agent.id,)).fetchone()
+    told = {failure.get("path"): failure for failure in json.loads(row[0]).get("latest") or []
+            if isinstance(failure, dict)}
+    while len(path) >= len(root_path):
+        if path in told:
+            return told[path]
+        path = parent_of(path)
+    return None
+
+
+def why_answer(answer: str, text: str, *, catalogued: bool = False, file=None, root=None,
+               **more) -> dict:
+    return {"answer": answer, "text": text, "catalogued": catalogued, "file": file, "root": root,
+            **more}
+
+
+# =================================================================================================
 # medialib/catalog_compare.py, from its line 24
 # What the host holds of a root, page by page, for an agent that compares and repairs.
 # =================================================================================================
@@ -10082,6 +10218,8 @@ class FileShower:
 
 GROUP_JOBS = 64  # more would let the first one wait too long
 GROUP_TIME_S = 0.25
+IDLE_REST_S = 0.1
+IDLE_PATIENCE_S = 2.0
 WRITE_TIMEOUT_S = 120.0
 
 
@@ -10108,9 +10246,10 @@ class CatalogWriter:
         self.last_error: str | None = None  # of the last commit, None when it succeeded
         self.commits = 0
         self._waiting: collections.deque = collections.deque()
-        self._ready = threading.Condition()  # guards _waiting, _stopping and _idle_at
+        self._ready = threading.Condition()  # guards _waiting, _stopping and the two times
         self._stopping = False
-        self._idle_at: float | None = 0.0  # on the monotonic clock
+        self._idle_at: float | None = 0.0  # when idle work is wanted, on the monotonic clock
+        self._quiet_at = 0.0  # until then the last writer may have more to write
         self._thread = threading.Thread(target=self._loop, name="catalogue writer", daemon=True)
 
     def start(self) -> None:
@@ -10160,16 +10299,26 @@ class CatalogWriter:
         """The waiting jobs; [] when there is time for idle work; None at the end."""
         with self._ready:
             while not self._waiting and not self._stopping:
-                wait_s = None if self._idle_at is None else self._idle_at - time.monotonic()
+                wait_s = self._idle_wait_s()
                 if wait_s is not None and wait_s <= 0:
                     return []
                 self._ready.wait(wait_s)
             if not self._waiting:
                 return None
+            self._quiet_at = time.monotonic() + IDLE_REST_S
             if self._idle_at is None:
-                self._idle_at = 0.0
+                self._idle_at = self._quiet_at
             count = min(len(self._waiting), GROUP_JOBS)
             return [self._waiting.popleft() for _ in range(count)]
+
+    def _idle_wait_s(self) -> float | None:
+        """How long to wait for idle work; None if there is none. Between two batches of a busy
+        agent is no idle time, as the next one would wait for a commit more; but some of it passes.
+        """
+        if self._idle_at is None:
+            return None
+        at = max(self._idle_at, min(self._quiet_at, self._idle_at + IDLE_PATIENCE_S))
+        return at - time.monotonic()
 
     def _work_idly(self) -> None:
         again_s = None
@@ -18174,7 +18323,7 @@ def _operation(route: dict) -> dict:
 
 
 # =================================================================================================
-# medialib/server_routes.py, from its line 41
+# medialib/server_routes.py, from its line 43
 # The host's calls over HTTP: paths to handlers.
 # =================================================================================================
 
@@ -18197,6 +18346,7 @@ class HostRoutes:
         self.ingest = Ingest(catalog, self.presence)
         self.control = AgentControl(catalog, self.presence)
         self.same_folders = SameFolders(catalog)
+        self.host: dict = {}  # how this host is reached: name, addresses, port, scheme
         self.agent_file = agent_file or find_agent_file
 
     def stop(self) -> None:
@@ -18239,7 +18389,7 @@ class HostRoutes:
                 ("facets", self.facets), ("duplicates", self.duplicates),
                 ("duplicate_folders", self.duplicate_folders),
                 ("folders", self.folders), ("growth", self.growth), ("changes", self.changes),
-                ("export", self.export), ("settings", self.settings)):
+                ("export", self.export), ("settings", self.settings), ("why", self.why)):
             router.add("POST", f"/api/{name}", method, body=True,
                        summary=(method.__doc__ or "").split("\n")[0])
 
@@ -18302,7 +18452,7 @@ class HostRoutes:
         with self.catalog.reader() as db:
             summary = catalog_summary(db, self.catalog.words(db), self.catalog.library_id)
             agents = agent_list(db, self.presence, self.catalog.clock())
-        return {"ok": True, "version": VERSION, **summary, "agents": agents}
+        return {"ok": True, "version": VERSION, **summary, "agents": agents, "host": self.host}
 
     def files(self, request) -> dict:
         """A page of files: filter, sort, order, limit, after"""
@@ -18367,6 +18517,21 @@ class HostRoutes:
         if found is None:
             raise HttpError(404, "no such file", str(file_id))
         return {"ok": True, "file": found}
+
+    def why(self, request) -> dict:
+        """Why a path of an agent is, or is not, in the catalogue"""
+        agent_id, path = request.json.get("agent"), request.json.get("path")
+        if not isinstance(agent_id, str) or not isinstance(path, str):
+            raise HttpError(400, "bad request", "agent and path must be texts")
+        try:
+            path = check_path(path)
+        except RecordError as error:
+            raise HttpError(400, "bad request", str(error)) from None
+        with self.catalog.reader() as db:
+            agent = find_agent(db, agent_id)
+            if agent is None:
+                raise HttpError(404, "no such agent", agent_id[:200])
+            return {"ok": True, **explain_path(db, agent, path)}
 
     def changes(self, request) -> dict:
         """Everything that changed after a number, in order"""
@@ -18445,7 +18610,7 @@ def is_our_agent(text: bytes) -> bool:
 
 
 # =================================================================================================
-# medialib/server_cli.py, from its line 38
+# medialib/server_cli.py, from its line 39
 # The host's command line: python server.py [ROOT…].
 # =================================================================================================
 
@@ -18584,6 +18749,8 @@ class ServerProgram:
                             certfile=arguments.certfile, keyfile=arguments.keyfile)
         lock.write_holder({"port": server.port, "address": arguments.bind,
                            "tls": bool(arguments.certfile)})
+        routes.host = {"name": to_text(platform.node()), "addresses": own_addresses()[:8],
+                       "port": server.port, "scheme": "https" if arguments.certfile else "http"}
         self._catch_signals(self.stop_requested.set)
         upkeep = HostUpkeep(catalog, self.folder)
         server.start()
