@@ -45,6 +45,7 @@ class CatalogWriter:
         self.on_failure = on_failure or (lambda: None)
         self.last_error: str | None = None  # of the last commit, None when it succeeded
         self.commits = 0
+        self.committed_at = float("-inf")  # of the last commit, on the monotonic clock
         self._waiting: collections.deque = collections.deque()
         self._ready = threading.Condition()  # guards _waiting, _stopping and the two times
         self._stopping = False
@@ -149,8 +150,7 @@ class CatalogWriter:
             self.on_failure()
             self._retry_alone(jobs, error)
             return
-        self.commits += 1
-        self.last_error = None
+        self._note_commit()
         self._answer(jobs, outcomes)
         self._put_back(jobs[len(outcomes):])
 
@@ -184,9 +184,13 @@ class CatalogWriter:
             self.on_failure()
             self._answer([job], [(None, error)])
         else:
-            self.commits += 1
-            self.last_error = None
+            self._note_commit()
             self._answer([job], [(result, None)])
+
+    def _note_commit(self) -> None:
+        self.commits += 1
+        self.last_error = None
+        self.committed_at = time.monotonic()
 
     def _retry_alone(self, jobs: list, error: Exception) -> None:
         if len(jobs) == 1:

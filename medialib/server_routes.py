@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import threading
@@ -55,6 +56,7 @@ class HostRoutes:
         self.catalog = catalog
         self.metrics = metrics
         self.stopping = threading.Event()
+        self._description: bytes | None = None
         self.presence = AgentPresence(catalog.clock)
         self.ingest = Ingest(catalog, self.presence)
         self.control = AgentControl(catalog, self.presence)
@@ -80,7 +82,7 @@ class HostRoutes:
         router.add("GET", "/events", self.events, summary=self.events.__doc__)
         if self.metrics:
             router.add("GET", "/metrics", self.metrics_page, summary=self.metrics_page.__doc__)
-        router.add("GET", "/openapi.json", lambda request: openapi_description(router.routes),
+        router.add("GET", "/openapi.json", lambda request: self.description(router),
                    summary="This description")
         router.add("GET", "/health", self.health, summary="Can the catalogue be written?")
         for name in web_names():
@@ -123,6 +125,12 @@ class HostRoutes:
         if self.catalog.problem is not None:
             return Reply(503, f"medialib: the catalogue cannot be used\n\n{self.catalog.problem}\n")
         return served_file("index.html")
+
+    def description(self, router: Router) -> Reply:
+        """Made once: it is always the same, and whoever asks for it without end costs no time."""
+        if self._description is None:
+            self._description = json.dumps(openapi_description(router.routes)).encode("ascii")
+        return Reply(200, self._description, CONTENT_TYPES["json"])
 
     def page_file(self, request) -> Reply:
         return served_file(request.path[len("/web/"):])

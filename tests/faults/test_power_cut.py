@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 import time
 
 import pytest
 
-from tests import media
+from tests import media, support
 from tests.faults import harness
 
-CUTS, LONG_CUTS = 3, 60
+CUTS, LONG_CUTS = 2, 60
 
 
 def host_on_its_own_disk(world):
@@ -18,17 +19,25 @@ def host_on_its_own_disk(world):
     return host, harness.disk_image(world.folder / "host.img", size_mib=96)
 
 
+def stop_and_cut(program) -> None:
+    """A machine without power says nothing more. A program that runs on for a moment would: an
+    fdatasync under way while ext4 shuts its journal down may return without an error.
+    """
+    program.signal_all(signal.SIGSTOP)
+    harness.cut_power(program.data)
+
+
 def cut_while_posting(world, host, image, posters: list, after_s: float) -> None:
     with harness.loop_mounted(image, host.data):
         host.start()
         for poster in posters:
             poster.start()
         time.sleep(after_s)
-        harness.cut_power(host.data)
+        stop_and_cut(host)
         time.sleep(0.1)
+        host.kill()
         for poster in posters:
             poster.stop()
-        host.kill()
         harness.unmount(host.data)
 
 
@@ -65,13 +74,13 @@ def test_power_cut_of_host_and_agent(world):
     host, image = host_on_its_own_disk(world)
     agent = world.agent(host, one.root)
     agent_image = harness.disk_image(world.folder / "agent.img", size_mib=48)
-    for _ in range(2):
+    for _ in range(10 if support.LONG else 1):
         with harness.loop_mounted(image, host.data), harness.loop_mounted(agent_image, agent.data):
             host.start()
             agent.start()
             time.sleep(world.random.uniform(0.3, 2.5))
-            harness.cut_power(agent.data)
-            harness.cut_power(host.data)
+            stop_and_cut(agent)
+            stop_and_cut(host)
             host.kill()
             agent.kill()
             harness.unmount(agent.data)

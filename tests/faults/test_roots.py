@@ -32,13 +32,13 @@ def scan_without_reading(world, agent, *roots) -> None:
 # Unmounted
 
 
-@pytest.mark.parametrize("kind", ["tmpfs", "ext4"])
+@pytest.mark.parametrize("kind", harness.either(["ext4"], ["bind", "ext4"]))
 def test_unmounted_disk_is_offline_and_comes_back(world, kind):
     """An empty mount point says nothing about the files of the disk that is not there."""
     place = world.folder / "mnt"
     host = world.host().start()
     agent = world.once(host, place)
-    if kind == "tmpfs":
+    if kind == "bind":
         source = world.tree("source").root
         mount = lambda: harness.mounted("--bind", source, place)  # noqa: E731
     else:
@@ -221,9 +221,9 @@ def open_to_all(world, one, agent) -> None:
     os.chown(agent.data, 65534, 65534)
 
 
-@pytest.mark.parametrize(("call", "error"), [
+@pytest.mark.parametrize(("call", "error"), harness.either([("getdents64", "EIO")], [
     ("getdents64", "EIO"), ("getdents64", "ESTALE"), ("openat", "EIO"), ("openat", "ENOENT"),
-])
+]))
 def test_error_in_the_listing_of_a_folder(world, call, error):
     """EIO in the N-th folder: what is in it stays, the rest of the tree goes on."""
     one = world.tree("first", 60, 0)
@@ -232,7 +232,7 @@ def test_error_in_the_listing_of_a_folder(world, call, error):
     world.scan(agent)
     before = facts(host)
     folders = [path for path in one.folders() if path != one.root and list(path.iterdir())]
-    for folder in world.random.sample(folders, 2) + [one.root]:
+    for folder in world.random.sample(folders, 1) + [one.root]:
         agent.prefix = harness.strace(call, path=folder, error=error)
         assert agent.run() in (3, 0), agent.output()
         assert harness.states(host, "box").get("missing", 0) == 0, (folder, agent.output())
@@ -254,7 +254,8 @@ def test_error_after_half_of_a_folder(world):
     agent = world.once(host, root)
     world.scan(agent)
     assert harness.states(host, "box") == {"present": 2500}
-    for number in (4, 8, 10, 13):  # some of them in the look at the root, some in the walk
+    # Some of them are in the look at the root, some in the walk.
+    for number in harness.either([9], [4, 8, 9, 10, 13]):
         agent.prefix = harness.strace("getdents64", path=root, error="EIO", when=number)
         assert agent.run() == 3, agent.output()
         counts = harness.states(host, "box")
@@ -367,8 +368,8 @@ def test_roots_inside_one_another(world):
     inner = max((path for path in one.folders() if path != one.root),
                 key=lambda path: len(list(path.rglob("*"))))
     host = world.host().start()
-    for roots in ([one.root], [one.root, inner], [inner, one.root], [one.root], [inner],
-                  [one.root]):
+    orders = [[one.root, inner], [one.root], [inner, one.root], [inner], [one.root]]
+    for roots in harness.either(orders[:3], orders):
         world.scan(world.once(host, *roots))
         rows = ground_truth.present_rows(host.url, host.agent_id("box"))
         paths = [row["path"] for row in rows]
