@@ -52,37 +52,37 @@ here, `there` where in the module: that maps a traceback back.
    10074     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
    10172     11  medialib/catalog_show.py: Files as the API shows them.
    10219     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
-   10422     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
-   10521     29  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
-   10758     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
-   10911     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
-   11092     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
-   11199     26  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
-   11476     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
-   11760     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
-   11863     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
-   11896     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
-   12053      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
-   12195     13  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others, found in the sort's own index.
-   12259     27  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   12630     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   12671     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   12857     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
-   13088     36  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   13468     18  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   13580      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   13621      1  medialib/web/: The files of the web UI.
-   17660     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   17759     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   17830     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   18002     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   18090     16  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   18206      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   18287      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   18330     43  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   18617     39  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+   10426     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
+   10525     29  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
+   10765     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
+   10918     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
+   11099     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
+   11206     26  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
+   11483     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
+   11767     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
+   11870     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
+   11903     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
+   12060      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
+   12202     13  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others, found in the sort's own index.
+   12266     27  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   12637     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   12678     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   12864     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   13095     36  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   13475     18  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   13587      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   13628      1  medialib/web/: The files of the web UI.
+   17667     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   17766     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   17837     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   18009     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   18097     16  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   18213      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   18294      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   18337     44  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   18631     39  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: e68870abc2f6f6893b91f56483f05b587c317f841b5fb509cd02c1e9f8abbecf
+# sha256 of all below this line: 06727736b5aa0a389ca73c645bf77360a13355d2eefc271b79ccc47652510bb5
 
 from __future__ import annotations
 
@@ -10245,6 +10245,7 @@ class CatalogWriter:
         self.on_failure = on_failure or (lambda: None)
         self.last_error: str | None = None  # of the last commit, None when it succeeded
         self.commits = 0
+        self.committed_at = float("-inf")  # of the last commit, on the monotonic clock
         self._waiting: collections.deque = collections.deque()
         self._ready = threading.Condition()  # guards _waiting, _stopping and the two times
         self._stopping = False
@@ -10349,8 +10350,7 @@ class CatalogWriter:
             self.on_failure()
             self._retry_alone(jobs, error)
             return
-        self.commits += 1
-        self.last_error = None
+        self._note_commit()
         self._answer(jobs, outcomes)
         self._put_back(jobs[len(outcomes):])
 
@@ -10384,9 +10384,13 @@ class CatalogWriter:
             self.on_failure()
             self._answer([job], [(None, error)])
         else:
-            self.commits += 1
-            self.last_error = None
+            self._note_commit()
             self._answer([job], [(result, None)])
+
+    def _note_commit(self) -> None:
+        self.commits += 1
+        self.last_error = None
+        self.committed_at = time.monotonic()
 
     def _retry_alone(self, jobs: list, error: Exception) -> None:
         if len(jobs) == 1:
@@ -10520,6 +10524,7 @@ def root_kind_counts(db, root_id: int) -> dict:
 
 CATALOG_FILE = "medialib.db"
 LEAST_FREE_BYTES = 2 << 20
+PROOF_S = 5.0  # /health asks for no write of its own, behind large batches, after a commit so young
 CHECKPOINT_PAGES = 8000  # the same pages change again and again: write them back less often
 IDLE_READERS = 8
 DUE_REST = 10  # very large groups are counted in at most a tenth of the time
@@ -10666,12 +10671,14 @@ class Catalog:
         """None when a write goes through now, else the sentence that says why not."""
         if self.problem is not None:
             return self.problem
-        try:
-            self.writer.submit(_touch_health).result(5.0)
-        except MedialibError as error:
-            return str(error)
-        except Exception:  # concurrent.futures.TimeoutError is no TimeoutError before 3.11
-            return f"{self.path} could not be written within 5 seconds"
+        age_s = time.monotonic() - self.writer.committed_at
+        if age_s > PROOF_S or self.writer.last_error is not None:  # else a commit proves it already
+            try:
+                self.writer.submit(_touch_health).result(5.0)
+            except MedialibError as error:
+                return str(error)
+            except Exception:  # concurrent.futures.TimeoutError is no TimeoutError before 3.11
+                return f"{self.path} could not be written within 5 seconds"
         return self._short_of_room()
 
     def _short_of_room(self) -> str | None:
@@ -18323,7 +18330,7 @@ def _operation(route: dict) -> dict:
 
 
 # =================================================================================================
-# medialib/server_routes.py, from its line 43
+# medialib/server_routes.py, from its line 44
 # The host's calls over HTTP: paths to handlers.
 # =================================================================================================
 
@@ -18342,6 +18349,7 @@ class HostRoutes:
         self.catalog = catalog
         self.metrics = metrics
         self.stopping = threading.Event()
+        self._description: bytes | None = None
         self.presence = AgentPresence(catalog.clock)
         self.ingest = Ingest(catalog, self.presence)
         self.control = AgentControl(catalog, self.presence)
@@ -18367,7 +18375,7 @@ class HostRoutes:
         router.add("GET", "/events", self.events, summary=self.events.__doc__)
         if self.metrics:
             router.add("GET", "/metrics", self.metrics_page, summary=self.metrics_page.__doc__)
-        router.add("GET", "/openapi.json", lambda request: openapi_description(router.routes),
+        router.add("GET", "/openapi.json", lambda request: self.description(router),
                    summary="This description")
         router.add("GET", "/health", self.health, summary="Can the catalogue be written?")
         for name in web_names():
@@ -18410,6 +18418,12 @@ class HostRoutes:
         if self.catalog.problem is not None:
             return Reply(503, f"medialib: the catalogue cannot be used\n\n{self.catalog.problem}\n")
         return served_file("index.html")
+
+    def description(self, router: Router) -> Reply:
+        """Made once: it is always the same, and whoever asks for it without end costs no time."""
+        if self._description is None:
+            self._description = json.dumps(openapi_description(router.routes)).encode("ascii")
+        return Reply(200, self._description, CONTENT_TYPES["json"])
 
     def page_file(self, request) -> Reply:
         return served_file(request.path[len("/web/"):])
