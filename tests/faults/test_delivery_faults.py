@@ -112,7 +112,8 @@ def test_a_line_that_fails_for_long(world):
         test_a_line_that_fails_in_every_way(world)
 
 
-@pytest.mark.parametrize("status", harness.either([307], [301, 302, 307, 308]))
+@pytest.mark.long
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
 def test_redirects_are_not_followed(world, status):
     """Private paths go to the host that was named, and to nobody else."""
     one = world.tree("first", 5, 0)
@@ -208,6 +209,7 @@ def media_paths(one) -> list:
     return [path for path in one.files() if "@eaDir" not in str(path)]
 
 
+@pytest.mark.long
 def test_host_away_for_a_week_of_changes(world):
     """What waits is bounded by the number of files, not of changes."""
     one = world.tree("first", 60, 1)
