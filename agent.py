@@ -6,51 +6,52 @@ is one module's code, verbatim: low level first, the command line last. `line` i
 here, `there` where in the module: that maps a traceback back.
 
     line  there  section
-     127      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
-     177     25  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
-     442     18  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
-     796     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
-    1037     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
-    1348     20  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
-    1645     24  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
-    1845     24  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
-    2242     20  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2423     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, depth and number of objects.
-    2582     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    2789     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    2921     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3174     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3249     22  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    3577     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
-    3949     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4249     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    4366     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    4496     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain tuples, no SQL.
-    4638     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    5006      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5258     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    5521     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    5861     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    5919     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6062     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    6399     16  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    6493     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    6884     30  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7183     16  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    7389     21  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    7738     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    7911     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    8275     17  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
-    8337     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
-    8402     26  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
-    8626     47  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
+     129      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
+     179     25  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
+     444     18  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
+     798     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
+    1039     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
+    1350     20  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
+    1647     24  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
+    1847     24  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
+    2244     20  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
+    2425     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, depth and number of objects.
+    2584     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    2791     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    2923     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3176     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3251     25  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    3635     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
+    4007     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4307     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    4424     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    4554     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain tuples, no SQL.
+    4696     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    5064      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5316     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    5579     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    5919     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    5977     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6120     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    6457     16  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    6551     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    6942     30  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7241     16  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    7447     21  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    7796     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    7969     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    8333     17  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
+    8395     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
+    8460     26  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
+    8684     47  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
 """
-# sha256 of all below this line: 4c50cba5e177c435a8aea59d92e4b89f2bde66d23df9ed6c98c6f992c9c260a5
+# sha256 of all below this line: 51ec4d4cad42ba4f95d7166f6e291ae03888e88e09c9cd13aa4c3e5884c2c177
 
 from __future__ import annotations
 
 import argparse
 import bisect
+import collections
 import contextlib
 import email.utils
 import errno
@@ -65,6 +66,7 @@ import json
 import logging
 import logging.handlers
 import math
+import operator
 import os
 import platform
 import random
@@ -3242,7 +3244,7 @@ def reply_body(reply: Reply) -> tuple:
 
 
 # =================================================================================================
-# medialib/http_listener.py, from its line 22
+# medialib/http_listener.py, from its line 25
 # Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
 # =================================================================================================
 
@@ -3251,13 +3253,14 @@ HTTP_PER_ADDRESS = 32
 HTTP_RESERVED = 16  # only for this machine and for addresses that hold few connections
 HTTP_FEW = 2
 HTTP_LEAVING = 64  # closed to make room, their threads about to notice
-HTTP_BACKLOG = 256
+HTTP_BACKLOG = 1024  # where it is full, connecting takes a second more: the next try of the peer
 HTTP_LINGERING = 64
 HTTP_HEAD_S = 10.0
 HTTP_LINGER_S = 1.0
 HTTP_TICK_S = 0.25
 HTTP_LAST_WORDS_S = 2.0  # to say "too slow" after a deadline
 HTTP_ACCEPTS_AT_ONCE = 64
+WAITING_SINCE = operator.attrgetter("since")
 
 
 class HttpSlot:
@@ -3354,6 +3357,7 @@ class HttpListener:
         self.lock = threading.Lock()  # guards slots
         self.slots = set()
         self.stopping = False
+        self._silent = set()  # slots that no thread serves: nothing came yet
         self._lingering = {}
         self._socket = listening_socket(address, port)
         self.port = self._socket.getsockname()[1]
@@ -3402,19 +3406,32 @@ class HttpListener:
         self._end()
 
     def _turn(self, events: list) -> None:
-        for key, _ in events:
+        newcomers = False
+        for key, _ in events:  # who has asked already comes before who only connects
             if key.fileobj is self._socket:
-                self._accept_waiting()
-            elif key.fileobj is not self._wake_in:
+                newcomers = True
+            elif key.data is None and key.fileobj is not self._wake_in:
                 self._drain(key.fileobj)
+            elif key.data in self._silent:
+                if has_spoken(key.fileobj):
+                    self._hand_over(key.data)
+                else:
+                    self._hang_up(key.data)
+        if newcomers:
+            self._accept_waiting()
         now = time.monotonic()
         for sock in [sock for sock, end in self._lingering.items() if now >= end]:
             self._drop(sock)
         for slot in self._open_slots():
             if slot.deadline is not None and now >= slot.deadline:
-                slot.expire(now)
+                if slot in self._silent:
+                    self._hang_up(slot)
+                else:
+                    slot.expire(now)
 
     def _end(self) -> None:
+        for slot in list(self._silent):
+            self._hang_up(slot)
         for sock in list(self._lingering):
             self._drop(sock)
         self._selector.close()
@@ -3447,16 +3464,31 @@ class HttpListener:
         if not self._has_room(peer, holder):
             self._refuse(sock, self.busy_answer)
             return
-        sock.setblocking(True)
+        sock.setblocking(False)
         slot = HttpSlot(sock, peer, holder)
         with self.lock:
             self.slots.add(slot)
+        self._silent.add(slot)
+        self._selector.register(sock, selectors.EVENT_READ, slot)
+
+    def _hand_over(self, slot: HttpSlot) -> None:
+        """The first byte came: from now on a thread serves the connection."""
+        self._silent.discard(slot)
+        self._selector.unregister(slot.sock)
+        slot.sock.setblocking(True)
         try:
-            threading.Thread(target=self._serve_slot, args=(slot,), name=f"{self.name}-{peer}",
-                             daemon=True).start()
+            threading.Thread(target=self._serve_slot, args=(slot,),
+                             name=f"{self.name}-{slot.peer}", daemon=True).start()
         except RuntimeError:  # no more threads
             self.forget(slot)
-            self._refuse(sock, self.busy_answer)
+            self._refuse(slot.sock, self.busy_answer)
+
+    def _hang_up(self, slot: HttpSlot) -> None:
+        """Close a connection that no thread serves."""
+        self._silent.discard(slot)
+        self._selector.unregister(slot.sock)
+        slot.close()
+        self.forget(slot)
 
     def _serve_slot(self, slot: HttpSlot) -> None:
         try:
@@ -3471,14 +3503,18 @@ class HttpListener:
 
     def _has_room(self, peer, holder: str) -> bool:
         """Is there a place for one more of this address, if need be after closing an idle one?"""
-        slots = self._open_slots()
-        held = [slot for slot in slots if not slot.cut]
-        if len(slots) - len(held) > HTTP_LEAVING:
+        held = own = leaving = 0
+        for slot in self._open_slots():
+            if slot.cut:
+                leaving += 1
+            else:
+                held += 1
+                own += slot.holder == holder
+        if leaving > HTTP_LEAVING:
             return False
-        own = sum(slot.holder == holder for slot in held)
         if own >= HTTP_PER_ADDRESS and not peer.is_loopback:
             return self._make_room(holder)
-        free = self.connections - len(held)
+        free = self.connections - held
         if not peer.is_loopback and own >= HTTP_FEW:
             free -= self.reserved
         return free > 0 or self._make_room("")
@@ -3489,11 +3525,25 @@ class HttpListener:
         waiting = [slot for slot in self._open_slots() if slot.state != "work" and not slot.cut]
         if holder:
             waiting = [slot for slot in waiting if slot.holder == holder]
-        counts = {}
-        for slot in waiting:
-            counts[slot.holder] = counts.get(slot.holder, 0) + 1
-        waiting.sort(key=lambda slot: (-counts[slot.holder], slot.since))
-        return any(slot.cut_off() for slot in waiting)
+        counts = collections.Counter([slot.holder for slot in waiting])
+        most = max(counts.values(), default=0)
+        waiting = [slot for slot in waiting if counts[slot.holder] == most]
+        while waiting:  # the first is nearly always the one
+            slot = min(waiting, key=WAITING_SINCE)
+            if self._part_with(slot):
+                return True
+            waiting.remove(slot)
+        return False
+
+    def _part_with(self, slot: HttpSlot) -> bool:
+        """Close this connection, unless it is, or is about to be, worked on."""
+        if slot not in self._silent:
+            return slot.cut_off()
+        if has_spoken(slot.sock):
+            self._hand_over(slot)
+            return False
+        self._hang_up(slot)
+        return True
 
     def cut_stalled(self, state: str, older_s: float) -> bool:
         """Close the connection that is longest in this state, if that is longer than `older_s`."""
@@ -3530,6 +3580,14 @@ class HttpListener:
             with contextlib.suppress(KeyError, ValueError):
                 self._selector.unregister(sock)
             sock.close()
+
+
+def has_spoken(sock) -> bool:
+    """Is there something to read, other than the end?"""
+    try:
+        return bool(sock.recv(1, socket.MSG_PEEK))
+    except OSError:
+        return False
 
 
 def connection_holder(peer) -> str:

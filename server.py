@@ -6,83 +6,83 @@ is one module's code, verbatim: low level first, the command line last. `line` i
 here, `there` where in the module: that maps a traceback back.
 
     line  there  section
-     172      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
-     222     25  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
-     487     18  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
-     841     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
-    1082     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
-    1393     20  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
-    1690     24  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
-    1890     24  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
-    2287     20  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2468     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, depth and number of objects.
-    2627     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    2834     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    2966     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3219     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3294     22  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    3622     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
-    3994     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4294     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    4411     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    4541     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain tuples, no SQL.
-    4683     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    5051      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5303     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    5566     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    5906     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    5964     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6107     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    6444     16  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    6538     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    6929     30  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7228     16  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    7434     21  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    7783     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    7956     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    8320     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
-    8582     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
-    8752     18  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
-    9067     20  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
-    9207     30  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
-    9598     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
-    9811     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
-    9920     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
-    9974     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
-   10074     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
-   10172     11  medialib/catalog_show.py: Files as the API shows them.
-   10219     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
-   10426     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
-   10525     29  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
-   10765     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
-   10918     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
-   11099     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
-   11206     26  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
-   11483     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
-   11767     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
-   11870     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
-   11903     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
-   12060      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
-   12202     13  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others, found in the sort's own index.
-   12266     27  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   12637     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   12678     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   12864     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
-   13095     36  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   13475     18  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   13587      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   13628      1  medialib/web/: The files of the web UI.
-   17667     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   17766     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   17837     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   18009     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   18097     16  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   18213      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   18294      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   18337     44  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   18631     39  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+     173      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
+     223     25  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
+     488     18  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
+     842     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
+    1083     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
+    1394     20  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
+    1691     24  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
+    1891     24  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
+    2288     20  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
+    2469     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, depth and number of objects.
+    2628     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    2835     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    2967     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3220     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3295     25  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    3679     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
+    4051     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4351     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    4468     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    4598     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain tuples, no SQL.
+    4740     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    5108      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5360     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    5623     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    5963     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6021     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6164     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    6501     16  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    6595     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    6986     30  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7285     16  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    7491     21  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    7840     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    8013     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    8377     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
+    8639     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
+    8809     18  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
+    9124     20  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
+    9264     30  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
+    9655     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
+    9868     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
+    9977     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
+   10031     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
+   10131     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
+   10229     11  medialib/catalog_show.py: Files as the API shows them.
+   10276     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
+   10483     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
+   10582     29  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
+   10822     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
+   10975     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
+   11156     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
+   11263     26  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
+   11540     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
+   11824     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
+   11927     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
+   11960     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
+   12117      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
+   12259     13  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others, found in the sort's own index.
+   12323     27  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   12694     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   12735     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   12921     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   13152     36  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   13532     18  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   13644      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   13685      1  medialib/web/: The files of the web UI.
+   17724     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   17823     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   17894     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   18066     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   18154     16  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   18270      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   18351      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   18394     44  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   18688     39  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: 06727736b5aa0a389ca73c645bf77360a13355d2eefc271b79ccc47652510bb5
+# sha256 of all below this line: f7aa00236eb79fa306c8f6c3aa2700c8bcd0368a651cbe9289254ec91604ef81
 
 from __future__ import annotations
 
@@ -108,6 +108,7 @@ import json
 import logging
 import logging.handlers
 import math
+import operator
 import os
 import pkgutil
 import platform
@@ -3287,7 +3288,7 @@ def reply_body(reply: Reply) -> tuple:
 
 
 # =================================================================================================
-# medialib/http_listener.py, from its line 22
+# medialib/http_listener.py, from its line 25
 # Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
 # =================================================================================================
 
@@ -3296,13 +3297,14 @@ HTTP_PER_ADDRESS = 32
 HTTP_RESERVED = 16  # only for this machine and for addresses that hold few connections
 HTTP_FEW = 2
 HTTP_LEAVING = 64  # closed to make room, their threads about to notice
-HTTP_BACKLOG = 256
+HTTP_BACKLOG = 1024  # where it is full, connecting takes a second more: the next try of the peer
 HTTP_LINGERING = 64
 HTTP_HEAD_S = 10.0
 HTTP_LINGER_S = 1.0
 HTTP_TICK_S = 0.25
 HTTP_LAST_WORDS_S = 2.0  # to say "too slow" after a deadline
 HTTP_ACCEPTS_AT_ONCE = 64
+WAITING_SINCE = operator.attrgetter("since")
 
 
 class HttpSlot:
@@ -3399,6 +3401,7 @@ class HttpListener:
         self.lock = threading.Lock()  # guards slots
         self.slots = set()
         self.stopping = False
+        self._silent = set()  # slots that no thread serves: nothing came yet
         self._lingering = {}
         self._socket = listening_socket(address, port)
         self.port = self._socket.getsockname()[1]
@@ -3447,19 +3450,32 @@ class HttpListener:
         self._end()
 
     def _turn(self, events: list) -> None:
-        for key, _ in events:
+        newcomers = False
+        for key, _ in events:  # who has asked already comes before who only connects
             if key.fileobj is self._socket:
-                self._accept_waiting()
-            elif key.fileobj is not self._wake_in:
+                newcomers = True
+            elif key.data is None and key.fileobj is not self._wake_in:
                 self._drain(key.fileobj)
+            elif key.data in self._silent:
+                if has_spoken(key.fileobj):
+                    self._hand_over(key.data)
+                else:
+                    self._hang_up(key.data)
+        if newcomers:
+            self._accept_waiting()
         now = time.monotonic()
         for sock in [sock for sock, end in self._lingering.items() if now >= end]:
             self._drop(sock)
         for slot in self._open_slots():
             if slot.deadline is not None and now >= slot.deadline:
-                slot.expire(now)
+                if slot in self._silent:
+                    self._hang_up(slot)
+                else:
+                    slot.expire(now)
 
     def _end(self) -> None:
+        for slot in list(self._silent):
+            self._hang_up(slot)
         for sock in list(self._lingering):
             self._drop(sock)
         self._selector.close()
@@ -3492,16 +3508,31 @@ class HttpListener:
         if not self._has_room(peer, holder):
             self._refuse(sock, self.busy_answer)
             return
-        sock.setblocking(True)
+        sock.setblocking(False)
         slot = HttpSlot(sock, peer, holder)
         with self.lock:
             self.slots.add(slot)
+        self._silent.add(slot)
+        self._selector.register(sock, selectors.EVENT_READ, slot)
+
+    def _hand_over(self, slot: HttpSlot) -> None:
+        """The first byte came: from now on a thread serves the connection."""
+        self._silent.discard(slot)
+        self._selector.unregister(slot.sock)
+        slot.sock.setblocking(True)
         try:
-            threading.Thread(target=self._serve_slot, args=(slot,), name=f"{self.name}-{peer}",
-                             daemon=True).start()
+            threading.Thread(target=self._serve_slot, args=(slot,),
+                             name=f"{self.name}-{slot.peer}", daemon=True).start()
         except RuntimeError:  # no more threads
             self.forget(slot)
-            self._refuse(sock, self.busy_answer)
+            self._refuse(slot.sock, self.busy_answer)
+
+    def _hang_up(self, slot: HttpSlot) -> None:
+        """Close a connection that no thread serves."""
+        self._silent.discard(slot)
+        self._selector.unregister(slot.sock)
+        slot.close()
+        self.forget(slot)
 
     def _serve_slot(self, slot: HttpSlot) -> None:
         try:
@@ -3516,14 +3547,18 @@ class HttpListener:
 
     def _has_room(self, peer, holder: str) -> bool:
         """Is there a place for one more of this address, if need be after closing an idle one?"""
-        slots = self._open_slots()
-        held = [slot for slot in slots if not slot.cut]
-        if len(slots) - len(held) > HTTP_LEAVING:
+        held = own = leaving = 0
+        for slot in self._open_slots():
+            if slot.cut:
+                leaving += 1
+            else:
+                held += 1
+                own += slot.holder == holder
+        if leaving > HTTP_LEAVING:
             return False
-        own = sum(slot.holder == holder for slot in held)
         if own >= HTTP_PER_ADDRESS and not peer.is_loopback:
             return self._make_room(holder)
-        free = self.connections - len(held)
+        free = self.connections - held
         if not peer.is_loopback and own >= HTTP_FEW:
             free -= self.reserved
         return free > 0 or self._make_room("")
@@ -3534,11 +3569,25 @@ class HttpListener:
         waiting = [slot for slot in self._open_slots() if slot.state != "work" and not slot.cut]
         if holder:
             waiting = [slot for slot in waiting if slot.holder == holder]
-        counts = {}
-        for slot in waiting:
-            counts[slot.holder] = counts.get(slot.holder, 0) + 1
-        waiting.sort(key=lambda slot: (-counts[slot.holder], slot.since))
-        return any(slot.cut_off() for slot in waiting)
+        counts = collections.Counter([slot.holder for slot in waiting])
+        most = max(counts.values(), default=0)
+        waiting = [slot for slot in waiting if counts[slot.holder] == most]
+        while waiting:  # the first is nearly always the one
+            slot = min(waiting, key=WAITING_SINCE)
+            if self._part_with(slot):
+                return True
+            waiting.remove(slot)
+        return False
+
+    def _part_with(self, slot: HttpSlot) -> bool:
+        """Close this connection, unless it is, or is about to be, worked on."""
+        if slot not in self._silent:
+            return slot.cut_off()
+        if has_spoken(slot.sock):
+            self._hand_over(slot)
+            return False
+        self._hang_up(slot)
+        return True
 
     def cut_stalled(self, state: str, older_s: float) -> bool:
         """Close the connection that is longest in this state, if that is longer than `older_s`."""
@@ -3575,6 +3624,14 @@ class HttpListener:
             with contextlib.suppress(KeyError, ValueError):
                 self._selector.unregister(sock)
             sock.close()
+
+
+def has_spoken(sock) -> bool:
+    """Is there something to read, other than the end?"""
+    try:
+        return bool(sock.recv(1, socket.MSG_PEEK))
+    except OSError:
+        return False
 
 
 def connection_holder(peer) -> str:

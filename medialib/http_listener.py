@@ -1,16 +1,19 @@
 """Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
 
-One thread accepts, watches every deadline and closes what overstays; each connection is served by a
-thread of its own, of which there is a bounded number. A connection that waits for its peer (silent,
-slow to send, slow to read) can be closed to make room for a newcomer; one that is being worked on
-cannot. So whoever holds many idle connections loses those, not the page that asks next.
+One thread accepts, waits for the first byte of every connection, watches every deadline and closes
+what overstays; from its first byte on, each connection is served by a thread of its own, of which
+there is a bounded number. A connection that waits for its peer (silent, slow to send, slow to read)
+can be closed to make room for a newcomer; one that is being worked on cannot. So whoever holds many
+idle connections loses those, not the page that asks next.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import errno
 import ipaddress
+import operator
 import selectors
 import socket
 import threading
@@ -24,13 +27,14 @@ HTTP_PER_ADDRESS = 32
 HTTP_RESERVED = 16  # only for this machine and for addresses that hold few connections
 HTTP_FEW = 2
 HTTP_LEAVING = 64  # closed to make room, their threads about to notice
-HTTP_BACKLOG = 256
+HTTP_BACKLOG = 1024  # where it is full, connecting takes a second more: the next try of the peer
 HTTP_LINGERING = 64
 HTTP_HEAD_S = 10.0
 HTTP_LINGER_S = 1.0
 HTTP_TICK_S = 0.25
 HTTP_LAST_WORDS_S = 2.0  # to say "too slow" after a deadline
 HTTP_ACCEPTS_AT_ONCE = 64
+WAITING_SINCE = operator.attrgetter("since")
 
 
 class HttpSlot:
@@ -127,6 +131,7 @@ class HttpListener:
         self.lock = threading.Lock()  # guards slots
         self.slots = set()
         self.stopping = False
+        self._silent = set()  # slots that no thread serves: nothing came yet
         self._lingering = {}
         self._socket = listening_socket(address, port)
         self.port = self._socket.getsockname()[1]
@@ -175,19 +180,32 @@ class HttpListener:
         self._end()
 
     def _turn(self, events: list) -> None:
-        for key, _ in events:
+        newcomers = False
+        for key, _ in events:  # who has asked already comes before who only connects
             if key.fileobj is self._socket:
-                self._accept_waiting()
-            elif key.fileobj is not self._wake_in:
+                newcomers = True
+            elif key.data is None and key.fileobj is not self._wake_in:
                 self._drain(key.fileobj)
+            elif key.data in self._silent:
+                if has_spoken(key.fileobj):
+                    self._hand_over(key.data)
+                else:
+                    self._hang_up(key.data)
+        if newcomers:
+            self._accept_waiting()
         now = time.monotonic()
         for sock in [sock for sock, end in self._lingering.items() if now >= end]:
             self._drop(sock)
         for slot in self._open_slots():
             if slot.deadline is not None and now >= slot.deadline:
-                slot.expire(now)
+                if slot in self._silent:
+                    self._hang_up(slot)
+                else:
+                    slot.expire(now)
 
     def _end(self) -> None:
+        for slot in list(self._silent):
+            self._hang_up(slot)
         for sock in list(self._lingering):
             self._drop(sock)
         self._selector.close()
@@ -220,16 +238,31 @@ class HttpListener:
         if not self._has_room(peer, holder):
             self._refuse(sock, self.busy_answer)
             return
-        sock.setblocking(True)
+        sock.setblocking(False)
         slot = HttpSlot(sock, peer, holder)
         with self.lock:
             self.slots.add(slot)
+        self._silent.add(slot)
+        self._selector.register(sock, selectors.EVENT_READ, slot)
+
+    def _hand_over(self, slot: HttpSlot) -> None:
+        """The first byte came: from now on a thread serves the connection."""
+        self._silent.discard(slot)
+        self._selector.unregister(slot.sock)
+        slot.sock.setblocking(True)
         try:
-            threading.Thread(target=self._serve_slot, args=(slot,), name=f"{self.name}-{peer}",
-                             daemon=True).start()
+            threading.Thread(target=self._serve_slot, args=(slot,),
+                             name=f"{self.name}-{slot.peer}", daemon=True).start()
         except RuntimeError:  # no more threads
             self.forget(slot)
-            self._refuse(sock, self.busy_answer)
+            self._refuse(slot.sock, self.busy_answer)
+
+    def _hang_up(self, slot: HttpSlot) -> None:
+        """Close a connection that no thread serves."""
+        self._silent.discard(slot)
+        self._selector.unregister(slot.sock)
+        slot.close()
+        self.forget(slot)
 
     def _serve_slot(self, slot: HttpSlot) -> None:
         try:
@@ -244,14 +277,18 @@ class HttpListener:
 
     def _has_room(self, peer, holder: str) -> bool:
         """Is there a place for one more of this address, if need be after closing an idle one?"""
-        slots = self._open_slots()
-        held = [slot for slot in slots if not slot.cut]
-        if len(slots) - len(held) > HTTP_LEAVING:
+        held = own = leaving = 0
+        for slot in self._open_slots():
+            if slot.cut:
+                leaving += 1
+            else:
+                held += 1
+                own += slot.holder == holder
+        if leaving > HTTP_LEAVING:
             return False
-        own = sum(slot.holder == holder for slot in held)
         if own >= HTTP_PER_ADDRESS and not peer.is_loopback:
             return self._make_room(holder)
-        free = self.connections - len(held)
+        free = self.connections - held
         if not peer.is_loopback and own >= HTTP_FEW:
             free -= self.reserved
         return free > 0 or self._make_room("")
@@ -262,11 +299,25 @@ class HttpListener:
         waiting = [slot for slot in self._open_slots() if slot.state != "work" and not slot.cut]
         if holder:
             waiting = [slot for slot in waiting if slot.holder == holder]
-        counts = {}
-        for slot in waiting:
-            counts[slot.holder] = counts.get(slot.holder, 0) + 1
-        waiting.sort(key=lambda slot: (-counts[slot.holder], slot.since))
-        return any(slot.cut_off() for slot in waiting)
+        counts = collections.Counter([slot.holder for slot in waiting])
+        most = max(counts.values(), default=0)
+        waiting = [slot for slot in waiting if counts[slot.holder] == most]
+        while waiting:  # the first is nearly always the one
+            slot = min(waiting, key=WAITING_SINCE)
+            if self._part_with(slot):
+                return True
+            waiting.remove(slot)
+        return False
+
+    def _part_with(self, slot: HttpSlot) -> bool:
+        """Close this connection, unless it is, or is about to be, worked on."""
+        if slot not in self._silent:
+            return slot.cut_off()
+        if has_spoken(slot.sock):
+            self._hand_over(slot)
+            return False
+        self._hang_up(slot)
+        return True
 
     def cut_stalled(self, state: str, older_s: float) -> bool:
         """Close the connection that is longest in this state, if that is longer than `older_s`."""
@@ -303,6 +354,14 @@ class HttpListener:
             with contextlib.suppress(KeyError, ValueError):
                 self._selector.unregister(sock)
             sock.close()
+
+
+def has_spoken(sock) -> bool:
+    """Is there something to read, other than the end?"""
+    try:
+        return bool(sock.recv(1, socket.MSG_PEEK))
+    except OSError:
+        return False
 
 
 def connection_holder(peer) -> str:

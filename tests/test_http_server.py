@@ -376,15 +376,56 @@ def raise_descriptor_limit(count: int) -> None:
 
 
 def test_a_thousand_silent_connections(victim):
+    """Who says nothing has no thread."""
     raise_descriptor_limit(4096)
+    before = threading.active_count()
     with contextlib.ExitStack() as stack:
         for number in range(1000):
             stack.enter_context(victim.connect())
             if number % 200 == 0:
                 victim.assert_alive()
         victim.assert_alive()
-        assert threading.active_count() < 2 * http_listener.HTTP_CONNECTIONS + 20
+        assert open_slots(victim) >= http_listener.HTTP_CONNECTIONS - 1
+        assert threading.active_count() < before + 5
     wait_for(lambda: open_slots(victim) == 0)
+
+
+def test_a_request_that_came_is_not_closed_for_silent_connections(victim, monkeypatch):
+    """It is older than all of them, but it has spoken."""
+    raise_descriptor_limit(4096)
+    monkeypatch.setattr(http_listener, "HTTP_ACCEPTS_AT_ONCE", 1000)
+    stalled, go_on = threading.Event(), threading.Event()
+
+    def stall(peer):  # the listener asks this of each newcomer
+        if not stalled.is_set():
+            stalled.set()
+            go_on.wait(10)
+        return True
+
+    monkeypatch.setattr(victim.server.listener, "allow_peer", stall)
+    with contextlib.ExitStack() as stack:
+        asking = stack.enter_context(victim.connect())
+        asking.sendall(victim.head("GET /health", "Connection: close"))
+        assert stalled.wait(10)
+        for _ in range(3 * http_listener.HTTP_CONNECTIONS):
+            stack.enter_context(victim.connect())
+        go_on.set()
+        assert split_answer(read_all(asking))[0] == 200
+
+
+def test_a_silent_connection_is_ended(victim, hurried):
+    with victim.connect() as sock:
+        wait_for(lambda: open_slots(victim) == 1)
+        assert read_all(sock) == b""
+    with victim.connect():
+        wait_for(lambda: open_slots(victim) == 1)
+    wait_for(lambda: open_slots(victim) == 0)  # the peer closed
+    with victim.connect() as sock:
+        wait_for(lambda: open_slots(victim) == 1)
+        start = time.monotonic()
+        victim.server.stop()
+        assert sock.recv(10) == b""
+        assert time.monotonic() - start < 2
 
 
 def test_many_slow_bodies_and_heads(victim):
