@@ -57,32 +57,32 @@ here, `there` where in the module: that maps a traceback back.
    10822     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
    10975     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
    11156     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
-   11263     26  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
-   11540     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
-   11824     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
-   11927     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
-   11960     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
-   12117      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
-   12259     13  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others, found in the sort's own index.
-   12323     27  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   12694     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   12735     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   12921     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
-   13152     36  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   13532     18  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   13644      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   13685      1  medialib/web/: The files of the web UI.
-   17724     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   17823     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   17894     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   18066     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   18154     16  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   18270      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   18351      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   18394     44  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   18688     39  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+   11263     25  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
+   11538     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
+   11822     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
+   11925     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
+   11958     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
+   12115      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
+   12257     13  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others, found in the sort's own index.
+   12321     27  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   12692     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   12733     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   12919     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   13150     36  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   13530     18  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   13642      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   13683      1  medialib/web/: The files of the web UI.
+   17722     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   17821     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   17892     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   18064     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   18152     16  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   18268      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   18349      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   18392     44  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   18686     39  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: f7aa00236eb79fa306c8f6c3aa2700c8bcd0368a651cbe9289254ec91604ef81
+# sha256 of all below this line: aabd6a75490cedc513046b05eb8a89d1aba2cee02d04f4cd8fcc063f9c432d17
 
 from __future__ import annotations
 
@@ -11256,7 +11256,7 @@ class HostUpkeep:
 
 
 # =================================================================================================
-# medialib/ingest_records.py, from its line 26
+# medialib/ingest_records.py, from its line 25
 # Checking one record of a batch: what is wrong with it in words, or its clean form.
 # =================================================================================================
 
@@ -11377,13 +11377,11 @@ class RecordChecker:
 
 
 def check_time(value, what: str) -> float:
-    if type(value) is not float:
-        if type(value) is not int or abs(value) > INT64_MAX:
-            raise RecordError(f"{what} must be a number of seconds")
-        return float(value)
-    if not math.isfinite(value):
-        raise RecordError(f"{what} must be a finite number of seconds")
-    return value
+    if type(value) is not float and type(value) is not int:
+        raise RecordError(f"{what} must be a number of seconds")
+    if not abs(value) <= INT64_MAX:  # NaN as well
+        raise RecordError(f"{what} must be a number of seconds that a disk can hold")
+    return float(value)
 
 
 def check_identity(key, size: int, mtime: float, ctime: float | None) -> tuple:
@@ -11497,7 +11495,7 @@ def _media_number(metadata: dict, key: str, number_type):
             return None  # "N/A"
     if not isinstance(value, (int, float)):
         raise RecordError(f"metadata.{key} must be a number or null")
-    if not math.isfinite(value) or not 0 <= value <= MEDIA_NUMBER_MAX:
+    if not 0 <= value <= MEDIA_NUMBER_MAX:  # nor NaN
         return None
     return number_type(value)
 

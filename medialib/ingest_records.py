@@ -7,7 +7,6 @@ through. Keys that are not known are ignored.
 from __future__ import annotations
 
 import json
-import math
 
 from .catalog_rows import (
     INODE_MASK,
@@ -140,13 +139,11 @@ class RecordChecker:
 
 
 def check_time(value, what: str) -> float:
-    if type(value) is not float:
-        if type(value) is not int or abs(value) > INT64_MAX:
-            raise RecordError(f"{what} must be a number of seconds")
-        return float(value)
-    if not math.isfinite(value):
-        raise RecordError(f"{what} must be a finite number of seconds")
-    return value
+    if type(value) is not float and type(value) is not int:
+        raise RecordError(f"{what} must be a number of seconds")
+    if not abs(value) <= INT64_MAX:  # NaN as well
+        raise RecordError(f"{what} must be a number of seconds that a disk can hold")
+    return float(value)
 
 
 def check_identity(key, size: int, mtime: float, ctime: float | None) -> tuple:
@@ -260,7 +257,7 @@ def _media_number(metadata: dict, key: str, number_type):
             return None  # "N/A"
     if not isinstance(value, (int, float)):
         raise RecordError(f"metadata.{key} must be a number or null")
-    if not math.isfinite(value) or not 0 <= value <= MEDIA_NUMBER_MAX:
+    if not 0 <= value <= MEDIA_NUMBER_MAX:  # nor NaN
         return None
     return number_type(value)
 

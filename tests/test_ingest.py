@@ -40,7 +40,9 @@ BAD_RECORDS = [
     ({"size": -1}, "size"), ({"size": 1 << 63}, "size"), ({"size": 1.5}, "size"),
     ({"size": True}, "size"), ({"size": None}, "size"), ({"mtime": math.nan}, "mtime"),
     ({"mtime": math.inf}, "mtime"), ({"mtime": "5"}, "mtime"), ({"mtime": [5]}, "mtime"),
-    ({"ctime": math.inf}, "ctime"), ({"kind": "film"}, "kind"), ({"kind": ["video"]}, "kind"),
+    ({"mtime": 1e305, "inode_key": None}, "mtime"), ({"mtime": -(10 ** 400)}, "mtime"),
+    ({"ctime": math.inf}, "ctime"), ({"ctime": -1e305}, "ctime"),
+    ({"kind": "film"}, "kind"), ({"kind": ["video"]}, "kind"),
     ({"inode_key": "x"}, "inode_key"), ({"inode_key": 5}, "inode_key"),
     ({"hashes": []}, "hashes"), ({"hashes": {"algo": "md5", "sample_hash": HASH}}, "algo"),
     ({"hashes": {"algo": "blake3", "sample_size": 4096, "sample_hash": "ab"}}, "64"),
@@ -131,6 +133,16 @@ def test_stamps_far_away_come_back_exactly(world):
     for sent in files:
         row = rows[sent["path"]]
         assert (row["mtime"], row["inode_key"]) == (sent["mtime"], sent["inode_key"])
+
+
+def test_media_numbers_out_of_all_bounds_are_unknown(world):
+    catalog, ingest = world
+    numbers = [10 ** 400, -(10 ** 400), 1e305, "1e305", math.nan, -1]
+    files = [record(f"/m/{index}.mkv", metadata={"width": number, "duration": number})
+             for index, number in enumerate(numbers)]
+    assert ingest.batch(batch(files), "10.0.0.1")["errors"] == []
+    assert {(row["metadata"]["width"], row["metadata"]["duration"])
+            for row in stored_files(catalog).values()} == {(None, None)}
 
 
 def hello(ingest, agent="a-1", instance="i-1", peer="10.0.0.1", roots=(), **more):
