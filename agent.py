@@ -14,38 +14,38 @@ here, `there` where in the module: that maps a traceback back.
     1350     20  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
     1647     24  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
     1847     24  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
-    2244     20  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2425     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, depth and number of objects.
-    2584     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    2791     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    2923     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3176     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3251     25  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    3635     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
-    4007     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4307     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    4424     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    4554     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain tuples, no SQL.
-    4696     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    5064      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5316     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    5579     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    5919     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    5977     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6120     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    6457     16  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    6551     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    6942     30  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7241     16  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    7447     21  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    7796     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    7969     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    8333     17  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
-    8395     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
-    8460     26  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
-    8684     47  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
+    2244     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
+    2495     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, depth and number of objects.
+    2654     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    2861     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    2993     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3246     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3321     25  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    3705     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
+    4077     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4377     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    4494     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    4624     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain tuples, no SQL.
+    4766     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    5134      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5386     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    5649     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    5989     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6047     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6190     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    6527     16  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    6621     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    7012     30  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7311     16  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    7517     21  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    7866     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    8039     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    8403     17  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
+    8465     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
+    8530     26  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
+    8754     47  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
 """
-# sha256 of all below this line: 51ec4d4cad42ba4f95d7166f6e291ae03888e88e09c9cd13aa4c3e5884c2c177
+# sha256 of all below this line: 506cb27e8b56d9436af85d5fd9287ba88153cef467c2b1e8f969cb8088228d53
 
 from __future__ import annotations
 
@@ -259,14 +259,14 @@ def write_private_file(path: str, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-        _sync_folder(os.path.dirname(os.path.abspath(path)))
+        sync_folder(os.path.dirname(os.path.abspath(path)))
     except OSError as error:
         with contextlib.suppress(OSError):
             os.remove(part)
         raise MedialibError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def _sync_folder(path: str) -> None:
+def sync_folder(path: str) -> None:
     """The new name is lasting only once its folder is on disk. Not every system can do this."""
     with contextlib.suppress(OSError, AttributeError):
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -2237,12 +2237,13 @@ def _without_details(part: dict) -> dict:
 
 
 # =================================================================================================
-# medialib/sqlite_store.py, from its line 20
+# medialib/sqlite_store.py, from its line 22
 # SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
 # =================================================================================================
 
 BUSY_TIMEOUT_S = 30.0
 WAL_LIMIT_BYTES = 64 << 20
+SQLITE_HEADER = b"SQLite format 3\0"
 
 DAMAGE_WORDS = ("malformed", "not a database", "file is encrypted", "disk image")
 
@@ -2250,7 +2251,9 @@ DAMAGE_WORDS = ("malformed", "not a database", "file is encrypted", "disk image"
 def explain_sqlite_error(error: sqlite3.Error, path: str) -> StoreError:
     """The error as one of ours: damaged, or merely not usable now (disk full, locked)."""
     text = str(error)
-    if any(word in text for word in DAMAGE_WORDS):
+    # A question that SQLite cannot parse is "malformed" too, but an OperationalError.
+    if not isinstance(error, sqlite3.OperationalError) and any(
+            word in text for word in DAMAGE_WORDS):
         return DamagedStoreError(f"{path} is damaged: {text}")
     return StoreError(f"{path} cannot be used: {text}")
 
@@ -2379,42 +2382,109 @@ def migrate(store: StoreConnection, migrations: list, *, before_upgrade=None) ->
 
 def check_sound(store: StoreConnection, *, quick: bool = True) -> None:
     """Raise DamagedStoreError when SQLite's own check finds something."""
-    try:
-        problems = store.rows("PRAGMA quick_check(3)" if quick else "PRAGMA integrity_check(3)")
-    except StoreError as error:
-        raise DamagedStoreError(str(error)) from error
-    if problems != [("ok",)]:
-        raise DamagedStoreError(f"{store.path} is damaged: {problems[0][0]}")
+    with store.lock:
+        check_connection(store.db, store.path, quick=quick)
 
+
+def check_connection(db, path: str, *, quick: bool = True) -> None:
+    """The same through any connection; StoreError when the check cannot be made now."""
+    try:
+        problems = db.execute(
+            "PRAGMA quick_check(3)" if quick else "PRAGMA integrity_check(3)").fetchall()
+    except sqlite3.Error as error:
+        raise explain_sqlite_error(error, path) from error
+    if problems != [("ok",)]:
+        raise DamagedStoreError(f"{path} is damaged: {problems[0][0]}")
+
+
+def set_foreign_log_aside(path: str) -> str | None:
+    """A log that lies beside a copy of ours belongs to the database that lay here before: SQLite
+    would mix both. It is renamed; the new name, or None when there was none.
+
+    A copy of ours is not in WAL mode (bytes 18 and 19 of its header), and a database that is not
+    has no such log: it is put into that mode before its first one is written.
+    """
+    log_path = f"{path}-wal"
+    try:
+        with open(path, "rb") as file:
+            header = file.read(20)
+        if header[18:20] != b"\x01\x01" or not os.path.getsize(log_path):
+            return None
+        aside = f"{log_path}.of-another-{time.strftime('%Y%m%d-%H%M%S')}"
+        os.rename(log_path, aside)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StoreError(f"{log_path} belongs to another database: {error}") from error
+    with contextlib.suppress(OSError):
+        os.remove(f"{path}-shm")
+    return aside
+
+
+# Copies
 
 def copy_database(path: str, target: str) -> int:
     """A consistent, checked copy of a database in use, by the backup API; its size in bytes.
 
-    Written beside the target and renamed, so that a half copy never has the target's name.
+    Written beside the target and renamed, so that a half copy never has the target's name. An older
+    copy is replaced; anything else that has this name is not.
     """
-    part = f"{target}.part"
-    with contextlib.suppress(FileNotFoundError):
-        os.remove(part)
+    target = os.path.realpath(target)
+    refuse_to_replace(path, target)
+    part = f"{target}.{os.getpid()}-{threading.get_ident()}.part"
     try:
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        os.close(descriptor)
-        source = open_reader(path)
+        os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        _copy_pages(path, part)
+        os.replace(part, target)
+        sync_folder(os.path.dirname(target))
+        return os.path.getsize(target)
+    except sqlite3.Error as error:
+        problem = explain_sqlite_error(error, path)
+        if isinstance(problem, DamagedStoreError):
+            raise problem from error
+        raise StoreError(f"cannot copy {path} to {target}: {error}") from error
+    except OSError as error:
+        raise StoreError(f"cannot write {target}: {error.strerror or error}") from error
+    finally:
+        for rest in (part, f"{part}-journal"):
+            with contextlib.suppress(OSError):
+                os.remove(rest)
+
+
+def refuse_to_replace(path: str, target: str) -> None:
+    """StoreError unless `target` is free, an empty file, or a database that nobody uses."""
+    if not os.path.lexists(target):
+        return
+    if os.path.exists(path) and os.path.samefile(path, target):
+        raise StoreError(f"{target} is the database itself, and no place for a copy of it")
+    if not os.path.isfile(target):
+        raise StoreError(f"{target} is there already and is not a file")
+    if any(os.path.exists(target + suffix) for suffix in ("-wal", "-shm", "-journal")):
+        raise StoreError(f"{target} is a database in use: name another file")
+    try:
+        with open(target, "rb") as file:
+            header = file.read(len(SQLITE_HEADER))
+    except OSError as error:
+        raise StoreError(f"cannot write {target}: {error.strerror or error}") from error
+    if header not in (b"", SQLITE_HEADER):
+        raise StoreError(f"{target} is there already and is not a copy of a catalogue")
+
+
+def _copy_pages(path: str, part: str) -> None:
+    source = open_reader(path)
+    try:
         copy = sqlite3.connect(part)
         try:
+            # One snapshot for the whole copy: otherwise every commit makes it start again.
+            source.execute("BEGIN")
+            source.execute("SELECT count(*) FROM sqlite_master").fetchone()
             source.backup(copy, pages=4096)
             copy.execute("PRAGMA journal_mode=DELETE")
-            verdict = copy.execute("PRAGMA integrity_check(1)").fetchone()[0]
+            check_connection(copy, f"the copy of {path}", quick=False)
         finally:
             copy.close()
-            source.close()
-        if verdict != "ok":
-            raise DamagedStoreError(f"the copy of {path} is damaged: {verdict}")
-        os.replace(part, target)
-    except sqlite3.Error as error:
-        raise explain_sqlite_error(error, path) from error
-    except OSError as error:
-        raise StoreError(f"cannot write {target}: {error}") from error
-    return os.path.getsize(target)
+    finally:
+        source.close()
 
 
 # =================================================================================================

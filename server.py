@@ -6,83 +6,84 @@ is one module's code, verbatim: low level first, the command line last. `line` i
 here, `there` where in the module: that maps a traceback back.
 
     line  there  section
-     173      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
-     223     25  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
-     488     18  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
-     842     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
-    1083     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
-    1394     20  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
-    1691     24  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
-    1891     24  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
-    2288     20  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2469     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, depth and number of objects.
-    2628     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    2835     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    2967     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3220     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3295     25  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    3679     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
-    4051     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4351     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    4468     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    4598     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain tuples, no SQL.
-    4740     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    5108      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5360     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    5623     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    5963     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6021     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6164     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    6501     16  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    6595     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    6986     30  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7285     16  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    7491     21  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    7840     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    8013     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    8377     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
-    8639     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
-    8809     18  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
-    9124     20  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
-    9264     30  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
-    9655     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
-    9868     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
-    9977     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
-   10031     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
-   10131     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
-   10229     11  medialib/catalog_show.py: Files as the API shows them.
-   10276     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
-   10483     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
-   10582     29  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
-   10822     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
-   10975     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
-   11156     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
-   11263     25  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
-   11538     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
-   11822     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
-   11925     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
-   11958     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
-   12115      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
-   12257     13  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others, found in the sort's own index.
-   12321     27  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   12692     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   12733     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   12919     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
-   13150     36  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   13530     18  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   13642      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   13683      1  medialib/web/: The files of the web UI.
-   17722     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   17821     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   17892     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   18064     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   18152     16  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   18268      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   18349      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   18392     44  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   18686     39  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+     174      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
+     224     25  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
+     489     18  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
+     843     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
+    1084     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
+    1395     20  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
+    1692     24  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
+    1892     24  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
+    2289     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
+    2540     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, depth and number of objects.
+    2699     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    2906     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3038     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3291     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3366     25  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    3750     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
+    4122     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4422     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    4539     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    4669     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain tuples, no SQL.
+    4811     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    5179      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5431     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    5694     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6034     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6092     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6235     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    6572     16  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    6666     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    7057     30  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7356     16  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    7562     21  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    7911     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    8084     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    8448     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
+    8710     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
+    8880     18  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
+    9195     20  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
+    9335     30  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
+    9726     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
+    9939     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
+   10048     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
+   10102     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
+   10202     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
+   10300     11  medialib/catalog_show.py: Files as the API shows them.
+   10347     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
+   10561     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
+   10629     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
+   10728     30  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
+   10977     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
+   11130     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
+   11311     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
+   11440     25  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
+   11715     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
+   11999     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
+   12102     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
+   12135     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
+   12292      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
+   12434     13  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others, found in the sort's own index.
+   12498     27  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   12869     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   12910     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   13096     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   13327     36  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   13707     18  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   13819      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   13860      1  medialib/web/: The files of the web UI.
+   17899     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   17998     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   18069     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   18241     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   18329     16  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   18445      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   18526      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   18569     44  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   18863     39  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: aabd6a75490cedc513046b05eb8a89d1aba2cee02d04f4cd8fcc063f9c432d17
+# sha256 of all below this line: be13cd91a058f9c8fe169294ea2f4dc3fed70dffa902e4a6c4e964f41bfb4ceb
 
 from __future__ import annotations
 
@@ -303,14 +304,14 @@ def write_private_file(path: str, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-        _sync_folder(os.path.dirname(os.path.abspath(path)))
+        sync_folder(os.path.dirname(os.path.abspath(path)))
     except OSError as error:
         with contextlib.suppress(OSError):
             os.remove(part)
         raise MedialibError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def _sync_folder(path: str) -> None:
+def sync_folder(path: str) -> None:
     """The new name is lasting only once its folder is on disk. Not every system can do this."""
     with contextlib.suppress(OSError, AttributeError):
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -2281,12 +2282,13 @@ def _without_details(part: dict) -> dict:
 
 
 # =================================================================================================
-# medialib/sqlite_store.py, from its line 20
+# medialib/sqlite_store.py, from its line 22
 # SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
 # =================================================================================================
 
 BUSY_TIMEOUT_S = 30.0
 WAL_LIMIT_BYTES = 64 << 20
+SQLITE_HEADER = b"SQLite format 3\0"
 
 DAMAGE_WORDS = ("malformed", "not a database", "file is encrypted", "disk image")
 
@@ -2294,7 +2296,9 @@ DAMAGE_WORDS = ("malformed", "not a database", "file is encrypted", "disk image"
 def explain_sqlite_error(error: sqlite3.Error, path: str) -> StoreError:
     """The error as one of ours: damaged, or merely not usable now (disk full, locked)."""
     text = str(error)
-    if any(word in text for word in DAMAGE_WORDS):
+    # A question that SQLite cannot parse is "malformed" too, but an OperationalError.
+    if not isinstance(error, sqlite3.OperationalError) and any(
+            word in text for word in DAMAGE_WORDS):
         return DamagedStoreError(f"{path} is damaged: {text}")
     return StoreError(f"{path} cannot be used: {text}")
 
@@ -2423,42 +2427,109 @@ def migrate(store: StoreConnection, migrations: list, *, before_upgrade=None) ->
 
 def check_sound(store: StoreConnection, *, quick: bool = True) -> None:
     """Raise DamagedStoreError when SQLite's own check finds something."""
-    try:
-        problems = store.rows("PRAGMA quick_check(3)" if quick else "PRAGMA integrity_check(3)")
-    except StoreError as error:
-        raise DamagedStoreError(str(error)) from error
-    if problems != [("ok",)]:
-        raise DamagedStoreError(f"{store.path} is damaged: {problems[0][0]}")
+    with store.lock:
+        check_connection(store.db, store.path, quick=quick)
 
+
+def check_connection(db, path: str, *, quick: bool = True) -> None:
+    """The same through any connection; StoreError when the check cannot be made now."""
+    try:
+        problems = db.execute(
+            "PRAGMA quick_check(3)" if quick else "PRAGMA integrity_check(3)").fetchall()
+    except sqlite3.Error as error:
+        raise explain_sqlite_error(error, path) from error
+    if problems != [("ok",)]:
+        raise DamagedStoreError(f"{path} is damaged: {problems[0][0]}")
+
+
+def set_foreign_log_aside(path: str) -> str | None:
+    """A log that lies beside a copy of ours belongs to the database that lay here before: SQLite
+    would mix both. It is renamed; the new name, or None when there was none.
+
+    A copy of ours is not in WAL mode (bytes 18 and 19 of its header), and a database that is not
+    has no such log: it is put into that mode before its first one is written.
+    """
+    log_path = f"{path}-wal"
+    try:
+        with open(path, "rb") as file:
+            header = file.read(20)
+        if header[18:20] != b"\x01\x01" or not os.path.getsize(log_path):
+            return None
+        aside = f"{log_path}.of-another-{time.strftime('%Y%m%d-%H%M%S')}"
+        os.rename(log_path, aside)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StoreError(f"{log_path} belongs to another database: {error}") from error
+    with contextlib.suppress(OSError):
+        os.remove(f"{path}-shm")
+    return aside
+
+
+# Copies
 
 def copy_database(path: str, target: str) -> int:
     """A consistent, checked copy of a database in use, by the backup API; its size in bytes.
 
-    Written beside the target and renamed, so that a half copy never has the target's name.
+    Written beside the target and renamed, so that a half copy never has the target's name. An older
+    copy is replaced; anything else that has this name is not.
     """
-    part = f"{target}.part"
-    with contextlib.suppress(FileNotFoundError):
-        os.remove(part)
+    target = os.path.realpath(target)
+    refuse_to_replace(path, target)
+    part = f"{target}.{os.getpid()}-{threading.get_ident()}.part"
     try:
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        os.close(descriptor)
-        source = open_reader(path)
+        os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        _copy_pages(path, part)
+        os.replace(part, target)
+        sync_folder(os.path.dirname(target))
+        return os.path.getsize(target)
+    except sqlite3.Error as error:
+        problem = explain_sqlite_error(error, path)
+        if isinstance(problem, DamagedStoreError):
+            raise problem from error
+        raise StoreError(f"cannot copy {path} to {target}: {error}") from error
+    except OSError as error:
+        raise StoreError(f"cannot write {target}: {error.strerror or error}") from error
+    finally:
+        for rest in (part, f"{part}-journal"):
+            with contextlib.suppress(OSError):
+                os.remove(rest)
+
+
+def refuse_to_replace(path: str, target: str) -> None:
+    """StoreError unless `target` is free, an empty file, or a database that nobody uses."""
+    if not os.path.lexists(target):
+        return
+    if os.path.exists(path) and os.path.samefile(path, target):
+        raise StoreError(f"{target} is the database itself, and no place for a copy of it")
+    if not os.path.isfile(target):
+        raise StoreError(f"{target} is there already and is not a file")
+    if any(os.path.exists(target + suffix) for suffix in ("-wal", "-shm", "-journal")):
+        raise StoreError(f"{target} is a database in use: name another file")
+    try:
+        with open(target, "rb") as file:
+            header = file.read(len(SQLITE_HEADER))
+    except OSError as error:
+        raise StoreError(f"cannot write {target}: {error.strerror or error}") from error
+    if header not in (b"", SQLITE_HEADER):
+        raise StoreError(f"{target} is there already and is not a copy of a catalogue")
+
+
+def _copy_pages(path: str, part: str) -> None:
+    source = open_reader(path)
+    try:
         copy = sqlite3.connect(part)
         try:
+            # One snapshot for the whole copy: otherwise every commit makes it start again.
+            source.execute("BEGIN")
+            source.execute("SELECT count(*) FROM sqlite_master").fetchone()
             source.backup(copy, pages=4096)
             copy.execute("PRAGMA journal_mode=DELETE")
-            verdict = copy.execute("PRAGMA integrity_check(1)").fetchone()[0]
+            check_connection(copy, f"the copy of {path}", quick=False)
         finally:
             copy.close()
-            source.close()
-        if verdict != "ok":
-            raise DamagedStoreError(f"the copy of {path} is damaged: {verdict}")
-        os.replace(part, target)
-    except sqlite3.Error as error:
-        raise explain_sqlite_error(error, path) from error
-    except OSError as error:
-        raise StoreError(f"cannot write {target}: {error}") from error
-    return os.path.getsize(target)
+    finally:
+        source.close()
 
 
 # =================================================================================================
@@ -10294,12 +10365,14 @@ class CatalogWriter:
     `idle_work(db)` is called when nothing waits; it returns in how many seconds it wants to be
     called again, or None when there is nothing to do before the next job.
     `on_failure()` is called after every rollback: numbers that were not committed are forgotten.
+    `on_damage(error)` is called when the file turns out not to be sound.
     """
 
-    def __init__(self, store: StoreConnection, *, idle_work=None, on_failure=None):
+    def __init__(self, store: StoreConnection, *, idle_work=None, on_failure=None, on_damage=None):
         self.store = store
         self.idle_work = idle_work
         self.on_failure = on_failure or (lambda: None)
+        self.on_damage = on_damage or (lambda error: None)
         self.last_error: str | None = None  # of the last commit, None when it succeeded
         self.commits = 0
         self.committed_at = float("-inf")  # of the last commit, on the monotonic clock
@@ -10384,8 +10457,8 @@ class CatalogWriter:
             try:
                 with self.store.atomic() as db:
                     again_s = self.idle_work(db)
-            except StoreError as error:
-                log.warning("%s", error)
+            except (StoreError, sqlite3.Error) as error:
+                log.warning("%s", self._explained(error))
                 self.on_failure()
         with self._ready:
             self._idle_at = None if again_s is None else time.monotonic() + again_s
@@ -10419,13 +10492,11 @@ class CatalogWriter:
         except Exception as error:
             self.on_failure()
             if not db.in_transaction:  # a full disk or an I/O error ends all of it
-                raise explain_sqlite_error(error, self.store.path) if isinstance(
+                raise self._explained(error) if isinstance(
                     error, sqlite3.Error) else StoreError(str(error)) from error
             db.execute("ROLLBACK TO job")
             db.execute("RELEASE job")
-            if isinstance(error, sqlite3.DatabaseError):
-                return None, explain_sqlite_error(error, self.store.path)
-            return None, error
+            return None, self._explained(error)
         db.execute("RELEASE job")
         return result, None
 
@@ -10457,10 +10528,17 @@ class CatalogWriter:
             self._commit_alone(job)
 
     def _fail(self, job: WriteJob, error: Exception) -> None:
-        if isinstance(error, sqlite3.Error):
-            error = explain_sqlite_error(error, self.store.path)
+        error = self._explained(error)
         self.last_error = str(error)
         job.future.set_exception(error)
+
+    def _explained(self, error: Exception) -> Exception:
+        """SQLite's errors as ours; damage is told on."""
+        if isinstance(error, sqlite3.DatabaseError):
+            error = explain_sqlite_error(error, self.store.path)
+        if isinstance(error, DamagedStoreError):
+            self.on_damage(error)
+        return error
 
     def _answer(self, jobs: list, outcomes: list) -> None:
         for job, (result, error) in zip(jobs, outcomes):
@@ -10473,6 +10551,74 @@ class CatalogWriter:
     def _put_back(self, jobs: list) -> None:
         with self._ready:
             self._waiting.extendleft(reversed(jobs))
+
+
+# =================================================================================================
+# medialib/catalog_check.py, from its line 14
+# Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
+# =================================================================================================
+
+CHECKED_FIRST_PAGES = 20_000  # 80 MB: what a slow disk reads in about a second
+STOP_S = 3.0
+
+
+def check_database_head(store: StoreConnection) -> bool:
+    """Raise DamagedStoreError for a file that cannot be read. Small ones are checked to the end;
+    whether this one was.
+    """
+    if store.one("PRAGMA page_count")[0] >= CHECKED_FIRST_PAGES:
+        return False
+    check_sound(store)
+    return True
+
+
+class BackgroundCheck:
+    """Reads the whole file on a connection of its own; `on_damage(error)` if it is not sound.
+
+    While it runs, the database's log can only grow: its snapshot needs what is in there.
+    """
+
+    def __init__(self, path: str, on_damage):
+        self.path = path
+        self.on_damage = on_damage
+        self._stopping = False
+        self._db = open_reader(path)
+        self._thread = threading.Thread(target=self._run, name="catalogue check", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping = True
+        end = time.monotonic() + STOP_S
+        while self._thread.is_alive() and time.monotonic() < end:
+            self._db.interrupt()  # in vain just before the check begins
+            self._thread.join(0.05)
+        if not self._thread.is_alive():
+            self._db.close()
+
+    def _run(self) -> None:
+        started = time.monotonic()
+        try:
+            check_connection(self._db, self.path)
+            log.info("the catalogue was checked in %.1f s and is sound",
+                     time.monotonic() - started)
+        except DamagedStoreError as error:
+            self.on_damage(error)
+        except StoreError as error:
+            if not self._stopping:
+                log.warning("the catalogue could not be checked: %s", error)
+
+
+def damage_advice(path: str, error: Exception) -> str:
+    """What is wrong, and how to restore or rebuild."""
+    folder = os.path.dirname(path)
+    return (
+        f"{error}. The file is kept as it is. To restore: stop medialib, move {path} and its -wal"
+        f" and -shm files away, copy the newest file of {os.path.join(folder, 'backups')} to"
+        f" {path}, start again. To rebuild: move the same files away and start again; the agents"
+        " then send everything anew without reading a file twice."
+    )
 
 
 # =================================================================================================
@@ -10575,7 +10721,7 @@ def root_kind_counts(db, root_id: int) -> dict:
 
 
 # =================================================================================================
-# medialib/catalog.py, from its line 29
+# medialib/catalog.py, from its line 30
 # The catalogue: one database file, one thread that writes it, readers beside it.
 # =================================================================================================
 
@@ -10605,7 +10751,8 @@ class Catalog:
     """Open it with the path of its file. `problem` is None, or the sentence that says why it
     cannot be used: then everything raises StoreError with that sentence.
 
-    A damaged file is kept as it is. A newer schema raises NewerStoreError at once.
+    A damaged file is kept as it is, whenever the damage is found: a large file is checked while it
+    is in use already. A newer schema raises NewerStoreError at once.
     """
 
     def __init__(self, path: str, *, clock=time.time, keep_copy=None):
@@ -10614,6 +10761,7 @@ class Catalog:
         self.problem: str | None = None
         self.library_id: str | None = None
         self.writer: CatalogWriter | None = None
+        self.check: BackgroundCheck | None = None
         self.agents_changed = 0  # counts, for those who show agents and settings
         self.seq = 0  # the highest committed number, for those who wait for changes
         self._readers: queue.LifoQueue = queue.LifoQueue()
@@ -10623,15 +10771,24 @@ class Catalog:
         try:
             self._open(keep_copy)
         except DamagedStoreError as error:
-            self.problem = damage_advice(path, error)
+            self.note_damage(error)
+
+    def note_damage(self, error: Exception) -> None:
+        """The file is not sound: from now on nothing is read from it or written to it."""
+        if self.problem is None:
+            self.problem = damage_advice(self.path, error)
             log.error("%s", self.problem)
 
     def _open(self, keep_copy) -> None:
         if os.path.exists(self.path) and not os.path.getsize(self.path):
             log.warning("%s is empty and is set up anew", self.path)
+        aside = set_foreign_log_aside(self.path)
+        if aside is not None:
+            log.warning("%s is a copy, and the log beside it belongs to what was there before: it"
+                        " is kept as %s", self.path, aside)
         store = StoreConnection(self.path, cache_kib=24576)
         try:
-            check_database_head(store)
+            checked = check_database_head(store)
             migrate(store, CATALOG_MIGRATIONS, before_upgrade=keep_copy)
             store.db.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
             with store.atomic() as db:
@@ -10646,8 +10803,12 @@ class Catalog:
             store.close()
             raise
         self.store = store
-        self.writer = CatalogWriter(store, idle_work=self._idle, on_failure=self.tools.forget)
+        self.writer = CatalogWriter(store, idle_work=self._idle, on_failure=self.tools.forget,
+                                    on_damage=self.note_damage)
         self.writer.start()
+        if not checked:
+            self.check = BackgroundCheck(self.path, self.note_damage)
+            self.check.start()
 
     # -- writing ---------------------------------------------------------------------------------
 
@@ -10669,6 +10830,8 @@ class Catalog:
 
     def _idle(self, db) -> float | None:
         """Index names and count large groups, a little at a time."""
+        if self.problem is not None:
+            return None
         counters = CatalogCounters(db)
         more = self.tools.search.index_more(db, counters)
         counters.save()
@@ -10706,7 +10869,10 @@ class Catalog:
             with contextlib.suppress(sqlite3.Error):
                 db.close()
             if isinstance(error, sqlite3.Error):
-                raise explain_sqlite_error(error, self.path) from error
+                problem = explain_sqlite_error(error, self.path)
+                if isinstance(problem, DamagedStoreError):
+                    self.note_damage(problem)
+                raise problem from error
             raise
         if self._readers.qsize() < IDLE_READERS:
             self._readers.put(db)
@@ -10749,9 +10915,15 @@ class Catalog:
     def backup(self, target: str) -> int:
         """A checked copy of the database in `target`; its size in bytes."""
         self._check_usable()
-        return copy_database(self.path, target)
+        try:
+            return copy_database(self.path, target)
+        except DamagedStoreError as error:
+            self.note_damage(error)
+            raise
 
     def close(self) -> None:
+        if self.check is not None:
+            self.check.stop()
         if self.writer is not None:
             self.writer.stop()
         while True:
@@ -10791,23 +10963,6 @@ class ChangeSet:
 def _touch_health(db) -> None:
     """A write that changes nothing for anybody, but needs the disk."""
     db.execute("INSERT OR REPLACE INTO library VALUES ('health', ?)", (str(time.time()),))
-
-
-def check_database_head(store: StoreConnection) -> None:
-    """Raise DamagedStoreError for a file that cannot be read; small ones are checked to the end."""
-    pages = store.one("PRAGMA page_count")[0]
-    if pages < 20_000:
-        check_sound(store)
-
-
-def damage_advice(path: str, error: Exception) -> str:
-    folder = os.path.dirname(path)
-    return (
-        f"{error}. The file is kept as it is. To restore: stop medialib, move {path} and its -wal"
-        f" and -shm files away, copy the newest file of {os.path.join(folder, 'backups')} to"
-        f" {path}, start again. To rebuild: move the same files away and start again; the agents"
-        " then send everything anew without reading a file twice."
-    )
 
 
 def is_local_agent(agent_id: str) -> bool:
@@ -11155,6 +11310,7 @@ def rejected_of(db, agent_number: int, limit: int = 200) -> list:
 
 BACKUP_FOLDER = "backups"
 BACKUP_PREFIX = "medialib-"
+BACKUP_STAMP = "%Y%m%d-%H%M%S"
 UPKEEP_EVERY_S = 900.0
 BACKUP_EVERY_S = 86_400.0
 BACKUP_FIRST_S = 60.0  # a host that is started and stopped all the time makes no copies
@@ -11167,10 +11323,12 @@ def backup_folder(folder: str) -> str:
 
 
 def keep_copy_before_upgrade(folder: str):
-    """What `migrate` calls before it changes an existing schema: keeps a copy as it was."""
+    """What `migrate` calls before it changes an existing schema: keeps a copy as it was, one for
+    each schema, since a step that fails is tried with every start.
+    """
     def keep_copy(store) -> None:
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        target = os.path.join(backup_folder(folder), f"before-upgrade-{stamp}.db")
+        target = os.path.join(backup_folder(folder),
+                              f"before-upgrade-from-{schema_version(store)}.db")
         copy_database(store.path, target)
         log.info("a copy of the catalogue before the upgrade is %s", target)
 
@@ -11178,12 +11336,26 @@ def keep_copy_before_upgrade(folder: str):
 
 
 def daily_backups(folder: str) -> list:
-    """Paths of the automatic copies, the oldest first."""
+    """[(when it was made, path)] of the automatic copies, the oldest first. Their names tell: the
+    times of a file are changed by whoever copies it.
+    """
+    found = []
     with contextlib.suppress(OSError):
-        names = sorted(os.listdir(os.path.join(folder, BACKUP_FOLDER)))
-        return [os.path.join(folder, BACKUP_FOLDER, name) for name in names
-                if name.startswith(BACKUP_PREFIX) and name.endswith(".db")]
-    return []
+        for name in os.listdir(os.path.join(folder, BACKUP_FOLDER)):
+            if name.startswith(BACKUP_PREFIX) and name.endswith(".db"):
+                with contextlib.suppress(ValueError, OverflowError):
+                    stamp = time.strptime(name[len(BACKUP_PREFIX):-len(".db")], BACKUP_STAMP)
+                    found.append((time.mktime(stamp), os.path.join(folder, BACKUP_FOLDER, name)))
+    return sorted(found)
+
+
+def remove_half_copies(folder: str) -> None:
+    """What a copy leaves behind when the program is killed in the middle of it."""
+    with contextlib.suppress(OSError):
+        place = os.path.join(folder, BACKUP_FOLDER)
+        for name in os.listdir(place):
+            if name.startswith(BACKUP_PREFIX) and name.endswith((".part", ".part-journal")):
+                os.remove(os.path.join(place, name))
 
 
 class HostUpkeep:
@@ -11232,20 +11404,25 @@ class HostUpkeep:
             self._noted_seq, self._noted_day = self.catalog.seq, day
 
     def backup_if_due(self, now: float) -> None:
-        """A copy when the newest is a day old; the oldest beyond `backup_copies` go."""
+        """A copy when none is younger than a day; the oldest beyond `backup_copies` go."""
         with self.catalog.reader() as db:
             copies = settings_of(db)["backup_copies"]
-        have = daily_backups(self.folder)
-        due = not have or now - os.path.getmtime(have[-1]) >= BACKUP_EVERY_S
-        if copies and due and self._has_room():
-            stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(now))
-            target = os.path.join(backup_folder(self.folder), f"{BACKUP_PREFIX}{stamp}.db")
-            self.catalog.backup(target)
-            log.info("the catalogue was copied to %s", target)
-            have = daily_backups(self.folder)
-        for path in have[:max(0, len(have) - copies)] if copies else []:
+        if not copies:
+            return
+        # One from the future, of a clock that was wrong, must not keep us from making more.
+        fresh = [path for at, path in daily_backups(self.folder) if 0 <= now - at < BACKUP_EVERY_S]
+        if not fresh and self._has_room():
+            self._backup(now)
+        for _, path in daily_backups(self.folder)[:-copies]:
             with contextlib.suppress(OSError):
                 os.remove(path)
+
+    def _backup(self, now: float) -> None:
+        stamp = time.strftime(BACKUP_STAMP, time.localtime(now))
+        target = os.path.join(backup_folder(self.folder), f"{BACKUP_PREFIX}{stamp}.db")
+        remove_half_copies(self.folder)
+        self.catalog.backup(target)
+        log.info("the catalogue was copied to %s", target)
 
     def _has_room(self) -> bool:
         size = os.path.getsize(self.catalog.path)

@@ -105,14 +105,14 @@ def write_private_file(path: str, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-        _sync_folder(os.path.dirname(os.path.abspath(path)))
+        sync_folder(os.path.dirname(os.path.abspath(path)))
     except OSError as error:
         with contextlib.suppress(OSError):
             os.remove(part)
         raise MedialibError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def _sync_folder(path: str) -> None:
+def sync_folder(path: str) -> None:
     """The new name is lasting only once its folder is on disk. Not every system can do this."""
     with contextlib.suppress(OSError, AttributeError):
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)

@@ -11,6 +11,7 @@ import time
 
 from .base import DamagedStoreError, MedialibError, StoreError, log
 from .catalog_apply import FileBatch
+from .catalog_check import BackgroundCheck, check_database_head, damage_advice
 from .catalog_duplicates import settle_due_duplicates, update_duplicates
 from .catalog_roots import CatalogCounters, FolderBook, WordBook, read_root
 from .catalog_schema import CATALOG_MIGRATIONS, LOCAL_AGENT
@@ -18,11 +19,11 @@ from .catalog_search import SEARCH_BEHIND, SearchIndex
 from .catalog_writer import CatalogWriter
 from .sqlite_store import (
     StoreConnection,
-    check_sound,
     copy_database,
     explain_sqlite_error,
     migrate,
     open_reader,
+    set_foreign_log_aside,
     sqlite3,
 )
 
@@ -52,7 +53,8 @@ class Catalog:
     """Open it with the path of its file. `problem` is None, or the sentence that says why it
     cannot be used: then everything raises StoreError with that sentence.
 
-    A damaged file is kept as it is. A newer schema raises NewerStoreError at once.
+    A damaged file is kept as it is, whenever the damage is found: a large file is checked while it
+    is in use already. A newer schema raises NewerStoreError at once.
     """
 
     def __init__(self, path: str, *, clock=time.time, keep_copy=None):
@@ -61,6 +63,7 @@ class Catalog:
         self.problem: str | None = None
         self.library_id: str | None = None
         self.writer: CatalogWriter | None = None
+        self.check: BackgroundCheck | None = None
         self.agents_changed = 0  # counts, for those who show agents and settings
         self.seq = 0  # the highest committed number, for those who wait for changes
         self._readers: queue.LifoQueue = queue.LifoQueue()
@@ -70,15 +73,24 @@ class Catalog:
         try:
             self._open(keep_copy)
         except DamagedStoreError as error:
-            self.problem = damage_advice(path, error)
+            self.note_damage(error)
+
+    def note_damage(self, error: Exception) -> None:
+        """The file is not sound: from now on nothing is read from it or written to it."""
+        if self.problem is None:
+            self.problem = damage_advice(self.path, error)
             log.error("%s", self.problem)
 
     def _open(self, keep_copy) -> None:
         if os.path.exists(self.path) and not os.path.getsize(self.path):
             log.warning("%s is empty and is set up anew", self.path)
+        aside = set_foreign_log_aside(self.path)
+        if aside is not None:
+            log.warning("%s is a copy, and the log beside it belongs to what was there before: it"
+                        " is kept as %s", self.path, aside)
         store = StoreConnection(self.path, cache_kib=24576)
         try:
-            check_database_head(store)
+            checked = check_database_head(store)
             migrate(store, CATALOG_MIGRATIONS, before_upgrade=keep_copy)
             store.db.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
             with store.atomic() as db:
@@ -93,8 +105,12 @@ class Catalog:
             store.close()
             raise
         self.store = store
-        self.writer = CatalogWriter(store, idle_work=self._idle, on_failure=self.tools.forget)
+        self.writer = CatalogWriter(store, idle_work=self._idle, on_failure=self.tools.forget,
+                                    on_damage=self.note_damage)
         self.writer.start()
+        if not checked:
+            self.check = BackgroundCheck(self.path, self.note_damage)
+            self.check.start()
 
     # -- writing ---------------------------------------------------------------------------------
 
@@ -116,6 +132,8 @@ class Catalog:
 
     def _idle(self, db) -> float | None:
         """Index names and count large groups, a little at a time."""
+        if self.problem is not None:
+            return None
         counters = CatalogCounters(db)
         more = self.tools.search.index_more(db, counters)
         counters.save()
@@ -153,7 +171,10 @@ class Catalog:
             with contextlib.suppress(sqlite3.Error):
                 db.close()
             if isinstance(error, sqlite3.Error):
-                raise explain_sqlite_error(error, self.path) from error
+                problem = explain_sqlite_error(error, self.path)
+                if isinstance(problem, DamagedStoreError):
+                    self.note_damage(problem)
+                raise problem from error
             raise
         if self._readers.qsize() < IDLE_READERS:
             self._readers.put(db)
@@ -196,9 +217,15 @@ class Catalog:
     def backup(self, target: str) -> int:
         """A checked copy of the database in `target`; its size in bytes."""
         self._check_usable()
-        return copy_database(self.path, target)
+        try:
+            return copy_database(self.path, target)
+        except DamagedStoreError as error:
+            self.note_damage(error)
+            raise
 
     def close(self) -> None:
+        if self.check is not None:
+            self.check.stop()
         if self.writer is not None:
             self.writer.stop()
         while True:
@@ -238,23 +265,6 @@ class ChangeSet:
 def _touch_health(db) -> None:
     """A write that changes nothing for anybody, but needs the disk."""
     db.execute("INSERT OR REPLACE INTO library VALUES ('health', ?)", (str(time.time()),))
-
-
-def check_database_head(store: StoreConnection) -> None:
-    """Raise DamagedStoreError for a file that cannot be read; small ones are checked to the end."""
-    pages = store.one("PRAGMA page_count")[0]
-    if pages < 20_000:
-        check_sound(store)
-
-
-def damage_advice(path: str, error: Exception) -> str:
-    folder = os.path.dirname(path)
-    return (
-        f"{error}. The file is kept as it is. To restore: stop medialib, move {path} and its -wal"
-        f" and -shm files away, copy the newest file of {os.path.join(folder, 'backups')} to"
-        f" {path}, start again. To rebuild: move the same files away and start again; the agents"
-        " then send everything anew without reading a file twice."
-    )
 
 
 def is_local_agent(agent_id: str) -> bool:

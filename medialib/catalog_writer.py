@@ -13,7 +13,7 @@ import threading
 import time
 from concurrent.futures import Future
 
-from .base import StoreError, log
+from .base import DamagedStoreError, StoreError, log
 from .sqlite_store import StoreConnection, explain_sqlite_error, sqlite3
 
 GROUP_JOBS = 64  # more would let the first one wait too long
@@ -37,12 +37,14 @@ class CatalogWriter:
     `idle_work(db)` is called when nothing waits; it returns in how many seconds it wants to be
     called again, or None when there is nothing to do before the next job.
     `on_failure()` is called after every rollback: numbers that were not committed are forgotten.
+    `on_damage(error)` is called when the file turns out not to be sound.
     """
 
-    def __init__(self, store: StoreConnection, *, idle_work=None, on_failure=None):
+    def __init__(self, store: StoreConnection, *, idle_work=None, on_failure=None, on_damage=None):
         self.store = store
         self.idle_work = idle_work
         self.on_failure = on_failure or (lambda: None)
+        self.on_damage = on_damage or (lambda error: None)
         self.last_error: str | None = None  # of the last commit, None when it succeeded
         self.commits = 0
         self.committed_at = float("-inf")  # of the last commit, on the monotonic clock
@@ -127,8 +129,8 @@ class CatalogWriter:
             try:
                 with self.store.atomic() as db:
                     again_s = self.idle_work(db)
-            except StoreError as error:
-                log.warning("%s", error)
+            except (StoreError, sqlite3.Error) as error:
+                log.warning("%s", self._explained(error))
                 self.on_failure()
         with self._ready:
             self._idle_at = None if again_s is None else time.monotonic() + again_s
@@ -162,13 +164,11 @@ class CatalogWriter:
         except Exception as error:
             self.on_failure()
             if not db.in_transaction:  # a full disk or an I/O error ends all of it
-                raise explain_sqlite_error(error, self.store.path) if isinstance(
+                raise self._explained(error) if isinstance(
                     error, sqlite3.Error) else StoreError(str(error)) from error
             db.execute("ROLLBACK TO job")
             db.execute("RELEASE job")
-            if isinstance(error, sqlite3.DatabaseError):
-                return None, explain_sqlite_error(error, self.store.path)
-            return None, error
+            return None, self._explained(error)
         db.execute("RELEASE job")
         return result, None
 
@@ -200,10 +200,17 @@ class CatalogWriter:
             self._commit_alone(job)
 
     def _fail(self, job: WriteJob, error: Exception) -> None:
-        if isinstance(error, sqlite3.Error):
-            error = explain_sqlite_error(error, self.store.path)
+        error = self._explained(error)
         self.last_error = str(error)
         job.future.set_exception(error)
+
+    def _explained(self, error: Exception) -> Exception:
+        """SQLite's errors as ours; damage is told on."""
+        if isinstance(error, sqlite3.DatabaseError):
+            error = explain_sqlite_error(error, self.store.path)
+        if isinstance(error, DamagedStoreError):
+            self.on_damage(error)
+        return error
 
     def _answer(self, jobs: list, outcomes: list) -> None:
         for job, (result, error) in zip(jobs, outcomes):

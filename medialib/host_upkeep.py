@@ -12,10 +12,11 @@ from .base import MedialibError, log
 from .catalog import Catalog
 from .catalog_settings import settings_of
 from .catalog_summary import note_daily_totals
-from .sqlite_store import copy_database
+from .sqlite_store import copy_database, schema_version
 
 BACKUP_FOLDER = "backups"
 BACKUP_PREFIX = "medialib-"
+BACKUP_STAMP = "%Y%m%d-%H%M%S"
 UPKEEP_EVERY_S = 900.0
 BACKUP_EVERY_S = 86_400.0
 BACKUP_FIRST_S = 60.0  # a host that is started and stopped all the time makes no copies
@@ -28,10 +29,12 @@ def backup_folder(folder: str) -> str:
 
 
 def keep_copy_before_upgrade(folder: str):
-    """What `migrate` calls before it changes an existing schema: keeps a copy as it was."""
+    """What `migrate` calls before it changes an existing schema: keeps a copy as it was, one for
+    each schema, since a step that fails is tried with every start.
+    """
     def keep_copy(store) -> None:
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        target = os.path.join(backup_folder(folder), f"before-upgrade-{stamp}.db")
+        target = os.path.join(backup_folder(folder),
+                              f"before-upgrade-from-{schema_version(store)}.db")
         copy_database(store.path, target)
         log.info("a copy of the catalogue before the upgrade is %s", target)
 
@@ -39,12 +42,26 @@ def keep_copy_before_upgrade(folder: str):
 
 
 def daily_backups(folder: str) -> list:
-    """Paths of the automatic copies, the oldest first."""
+    """[(when it was made, path)] of the automatic copies, the oldest first. Their names tell: the
+    times of a file are changed by whoever copies it.
+    """
+    found = []
     with contextlib.suppress(OSError):
-        names = sorted(os.listdir(os.path.join(folder, BACKUP_FOLDER)))
-        return [os.path.join(folder, BACKUP_FOLDER, name) for name in names
-                if name.startswith(BACKUP_PREFIX) and name.endswith(".db")]
-    return []
+        for name in os.listdir(os.path.join(folder, BACKUP_FOLDER)):
+            if name.startswith(BACKUP_PREFIX) and name.endswith(".db"):
+                with contextlib.suppress(ValueError, OverflowError):
+                    stamp = time.strptime(name[len(BACKUP_PREFIX):-len(".db")], BACKUP_STAMP)
+                    found.append((time.mktime(stamp), os.path.join(folder, BACKUP_FOLDER, name)))
+    return sorted(found)
+
+
+def remove_half_copies(folder: str) -> None:
+    """What a copy leaves behind when the program is killed in the middle of it."""
+    with contextlib.suppress(OSError):
+        place = os.path.join(folder, BACKUP_FOLDER)
+        for name in os.listdir(place):
+            if name.startswith(BACKUP_PREFIX) and name.endswith((".part", ".part-journal")):
+                os.remove(os.path.join(place, name))
 
 
 class HostUpkeep:
@@ -93,20 +110,25 @@ class HostUpkeep:
             self._noted_seq, self._noted_day = self.catalog.seq, day
 
     def backup_if_due(self, now: float) -> None:
-        """A copy when the newest is a day old; the oldest beyond `backup_copies` go."""
+        """A copy when none is younger than a day; the oldest beyond `backup_copies` go."""
         with self.catalog.reader() as db:
             copies = settings_of(db)["backup_copies"]
-        have = daily_backups(self.folder)
-        due = not have or now - os.path.getmtime(have[-1]) >= BACKUP_EVERY_S
-        if copies and due and self._has_room():
-            stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(now))
-            target = os.path.join(backup_folder(self.folder), f"{BACKUP_PREFIX}{stamp}.db")
-            self.catalog.backup(target)
-            log.info("the catalogue was copied to %s", target)
-            have = daily_backups(self.folder)
-        for path in have[:max(0, len(have) - copies)] if copies else []:
+        if not copies:
+            return
+        # One from the future, of a clock that was wrong, must not keep us from making more.
+        fresh = [path for at, path in daily_backups(self.folder) if 0 <= now - at < BACKUP_EVERY_S]
+        if not fresh and self._has_room():
+            self._backup(now)
+        for _, path in daily_backups(self.folder)[:-copies]:
             with contextlib.suppress(OSError):
                 os.remove(path)
+
+    def _backup(self, now: float) -> None:
+        stamp = time.strftime(BACKUP_STAMP, time.localtime(now))
+        target = os.path.join(backup_folder(self.folder), f"{BACKUP_PREFIX}{stamp}.db")
+        remove_half_copies(self.folder)
+        self.catalog.backup(target)
+        log.info("the catalogue was copied to %s", target)
 
     def _has_room(self) -> bool:
         size = os.path.getsize(self.catalog.path)

@@ -9,16 +9,19 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 
 try:
     import sqlite3
 except ImportError:  # some routers and NAS leave it out of their Python
     sqlite3 = None
 
+from .app_folder import sync_folder
 from .base import DamagedStoreError, NewerStoreError, StoreError, log
 
 BUSY_TIMEOUT_S = 30.0
 WAL_LIMIT_BYTES = 64 << 20
+SQLITE_HEADER = b"SQLite format 3\0"
 
 DAMAGE_WORDS = ("malformed", "not a database", "file is encrypted", "disk image")
 
@@ -26,7 +29,9 @@ DAMAGE_WORDS = ("malformed", "not a database", "file is encrypted", "disk image"
 def explain_sqlite_error(error: sqlite3.Error, path: str) -> StoreError:
     """The error as one of ours: damaged, or merely not usable now (disk full, locked)."""
     text = str(error)
-    if any(word in text for word in DAMAGE_WORDS):
+    # A question that SQLite cannot parse is "malformed" too, but an OperationalError.
+    if not isinstance(error, sqlite3.OperationalError) and any(
+            word in text for word in DAMAGE_WORDS):
         return DamagedStoreError(f"{path} is damaged: {text}")
     return StoreError(f"{path} cannot be used: {text}")
 
@@ -155,39 +160,106 @@ def migrate(store: StoreConnection, migrations: list, *, before_upgrade=None) ->
 
 def check_sound(store: StoreConnection, *, quick: bool = True) -> None:
     """Raise DamagedStoreError when SQLite's own check finds something."""
-    try:
-        problems = store.rows("PRAGMA quick_check(3)" if quick else "PRAGMA integrity_check(3)")
-    except StoreError as error:
-        raise DamagedStoreError(str(error)) from error
-    if problems != [("ok",)]:
-        raise DamagedStoreError(f"{store.path} is damaged: {problems[0][0]}")
+    with store.lock:
+        check_connection(store.db, store.path, quick=quick)
 
+
+def check_connection(db, path: str, *, quick: bool = True) -> None:
+    """The same through any connection; StoreError when the check cannot be made now."""
+    try:
+        problems = db.execute(
+            "PRAGMA quick_check(3)" if quick else "PRAGMA integrity_check(3)").fetchall()
+    except sqlite3.Error as error:
+        raise explain_sqlite_error(error, path) from error
+    if problems != [("ok",)]:
+        raise DamagedStoreError(f"{path} is damaged: {problems[0][0]}")
+
+
+def set_foreign_log_aside(path: str) -> str | None:
+    """A log that lies beside a copy of ours belongs to the database that lay here before: SQLite
+    would mix both. It is renamed; the new name, or None when there was none.
+
+    A copy of ours is not in WAL mode (bytes 18 and 19 of its header), and a database that is not
+    has no such log: it is put into that mode before its first one is written.
+    """
+    log_path = f"{path}-wal"
+    try:
+        with open(path, "rb") as file:
+            header = file.read(20)
+        if header[18:20] != b"\x01\x01" or not os.path.getsize(log_path):
+            return None
+        aside = f"{log_path}.of-another-{time.strftime('%Y%m%d-%H%M%S')}"
+        os.rename(log_path, aside)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StoreError(f"{log_path} belongs to another database: {error}") from error
+    with contextlib.suppress(OSError):
+        os.remove(f"{path}-shm")
+    return aside
+
+
+# Copies
 
 def copy_database(path: str, target: str) -> int:
     """A consistent, checked copy of a database in use, by the backup API; its size in bytes.
 
-    Written beside the target and renamed, so that a half copy never has the target's name.
+    Written beside the target and renamed, so that a half copy never has the target's name. An older
+    copy is replaced; anything else that has this name is not.
     """
-    part = f"{target}.part"
-    with contextlib.suppress(FileNotFoundError):
-        os.remove(part)
+    target = os.path.realpath(target)
+    refuse_to_replace(path, target)
+    part = f"{target}.{os.getpid()}-{threading.get_ident()}.part"
     try:
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        os.close(descriptor)
-        source = open_reader(path)
+        os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        _copy_pages(path, part)
+        os.replace(part, target)
+        sync_folder(os.path.dirname(target))
+        return os.path.getsize(target)
+    except sqlite3.Error as error:
+        problem = explain_sqlite_error(error, path)
+        if isinstance(problem, DamagedStoreError):
+            raise problem from error
+        raise StoreError(f"cannot copy {path} to {target}: {error}") from error
+    except OSError as error:
+        raise StoreError(f"cannot write {target}: {error.strerror or error}") from error
+    finally:
+        for rest in (part, f"{part}-journal"):
+            with contextlib.suppress(OSError):
+                os.remove(rest)
+
+
+def refuse_to_replace(path: str, target: str) -> None:
+    """StoreError unless `target` is free, an empty file, or a database that nobody uses."""
+    if not os.path.lexists(target):
+        return
+    if os.path.exists(path) and os.path.samefile(path, target):
+        raise StoreError(f"{target} is the database itself, and no place for a copy of it")
+    if not os.path.isfile(target):
+        raise StoreError(f"{target} is there already and is not a file")
+    if any(os.path.exists(target + suffix) for suffix in ("-wal", "-shm", "-journal")):
+        raise StoreError(f"{target} is a database in use: name another file")
+    try:
+        with open(target, "rb") as file:
+            header = file.read(len(SQLITE_HEADER))
+    except OSError as error:
+        raise StoreError(f"cannot write {target}: {error.strerror or error}") from error
+    if header not in (b"", SQLITE_HEADER):
+        raise StoreError(f"{target} is there already and is not a copy of a catalogue")
+
+
+def _copy_pages(path: str, part: str) -> None:
+    source = open_reader(path)
+    try:
         copy = sqlite3.connect(part)
         try:
+            # One snapshot for the whole copy: otherwise every commit makes it start again.
+            source.execute("BEGIN")
+            source.execute("SELECT count(*) FROM sqlite_master").fetchone()
             source.backup(copy, pages=4096)
             copy.execute("PRAGMA journal_mode=DELETE")
-            verdict = copy.execute("PRAGMA integrity_check(1)").fetchone()[0]
+            check_connection(copy, f"the copy of {path}", quick=False)
         finally:
             copy.close()
-            source.close()
-        if verdict != "ok":
-            raise DamagedStoreError(f"the copy of {path} is damaged: {verdict}")
-        os.replace(part, target)
-    except sqlite3.Error as error:
-        raise explain_sqlite_error(error, path) from error
-    except OSError as error:
-        raise StoreError(f"cannot write {target}: {error}") from error
-    return os.path.getsize(target)
+    finally:
+        source.close()

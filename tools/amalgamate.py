@@ -32,9 +32,9 @@ AGENT = [
 SERVER = [
     "catalog_schema", "catalog_rows", "catalog_roots", "catalog_tallies", "catalog_apply",
     "catalog_duplicates", "catalog_search", "catalog_settings", "catalog_why", "catalog_compare",
-    "catalog_show",
-    "catalog_writer", "catalog_summary", "catalog", "host_agents", "catalog_agents",
-    "host_upkeep", "ingest_records", "catalog_filter", "catalog_folders", "catalog_tokens",
+    "catalog_show", "catalog_writer", "catalog_check", "catalog_summary", "catalog",
+    "host_agents", "catalog_agents", "host_upkeep", "ingest_records", "catalog_filter",
+    "catalog_folders", "catalog_tokens",
     "catalog_copies", "catalog_propose", "catalog_skip", "catalog_files", "catalog_changes",
     "catalog_facets", "catalog_same_folders",
     "ingest", "local_scan", "web_assets", "catalog_forget", "catalog_reclassify", "server_agents",
