@@ -6,46 +6,48 @@ is one module's code, verbatim: low level first, the command line last. `line` i
 here, `there` where in the module: that maps a traceback back.
 
     line  there  section
-     129      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
-     179     25  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
-     444     18  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
-     798     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
-    1039     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
-    1350     20  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
-    1647     24  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
-    1847     24  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
-    2244     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2495     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, depth and number of objects.
-    2654     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    2861     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    2993     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3246     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3321     25  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    3705     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
-    4077     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4377     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    4494     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    4624     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain tuples, no SQL.
-    4766     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    5134      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5386     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    5649     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    5989     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6047     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6190     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    6527     16  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    6621     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    7012     30  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7311     16  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    7517     21  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    7866     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    8039     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    8403     17  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
-    8465     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
-    8530     26  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
-    8754     47  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
+     131      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
+     181     25  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
+     446     18  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
+     800     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
+    1041     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
+    1352     20  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
+    1649     24  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
+    1849     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
+    1885     20  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
+    2065     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
+    2295     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
+    2546     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, depth and number of objects.
+    2705     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    2912     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3044     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3297     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3372     25  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    3756     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
+    4128     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4428     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    4545     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    4675     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain tuples, no SQL.
+    4817     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    5185      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5437     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    5700     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6040     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6098     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6241     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    6578     16  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    6672     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    7063     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7362     16  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    7568     21  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    7917     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    8090     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    8454     17  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
+    8516     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
+    8581     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
+    8805     47  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
 """
-# sha256 of all below this line: 506cb27e8b56d9436af85d5fd9287ba88153cef467c2b1e8f969cb8088228d53
+# sha256 of all below this line: 8f3ca0b3d17f7b63a97ed20159c13b5d9881e2cace30692e3143ff47829b2ab9
 
 from __future__ import annotations
 
@@ -1840,37 +1842,53 @@ def _advise_cache(descriptor: int, start: int, length: int, advice: str) -> None
 
 
 # =================================================================================================
-# medialib/ffprobe.py, from its line 24
-# Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
+# medialib/leash.py, from its line 18
+# A leash for a child process: when we die, however we die, the kernel kills its whole group.
 # =================================================================================================
 
-# Containers that hold their own data. Playlists, manifests, image sequences and scripts are left
-# out because they make ffprobe open other files.
-PROBE_FORMATS = (
-    "mov", "mp4", "m4a", "3gp", "3g2", "mj2", "matroska", "webm", "avi", "mpegts", "mpeg",
-    "mpegvideo", "flv", "live_flv", "asf", "asf_o", "ogg", "mxf", "rm", "dv", "nut", "wtv", "gxf",
-    "nsv", "nuv", "ivf", "h264", "hevc", "m4v", "av1", "obu",
-)
-PROBE_DEADLINE_S = 60.0
-PROBE_OUTPUT_BYTES = 8 << 20
+class Leash:
+    """Made before the child, which inherits `pass_fds`; `tie` it, and `drop` it in any case."""
+
+    def __init__(self):
+        self._ours, self._childs = None, None
+        if hasattr(fcntl, "F_SETSIG"):
+            self._childs, self._ours = os.pipe()
+
+    @property
+    def pass_fds(self) -> tuple:
+        return () if self._childs is None else (self._childs,)
+
+    def tie(self, group: int) -> None:
+        """From now on the group does not outlive us."""
+        if self._childs is None:
+            return
+        fcntl.fcntl(self._childs, fcntl.F_SETOWN, -group)
+        fcntl.fcntl(self._childs, fcntl.F_SETSIG, signal.SIGKILL)
+        flags = fcntl.fcntl(self._childs, fcntl.F_GETFL)
+        fcntl.fcntl(self._childs, fcntl.F_SETFL, flags | os.O_ASYNC)
+        os.close(self._childs)  # the child has its own, with the same owner
+        self._childs = None
+
+    def drop(self) -> None:
+        """Let go: what is left of a tied group is killed."""
+        for descriptor in (self._ours, self._childs):
+            if descriptor is not None:
+                os.close(descriptor)
+        self._ours = self._childs = None
+
+
+# =================================================================================================
+# medialib/probe_run.py, from its line 20
+# One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
+# =================================================================================================
+
 PROBE_MESSAGES_BYTES = 16 << 10  # as much of stderr as is looked at
 PROBE_LOOK_S = 0.25  # how often a running probe asks whether it is to stop
-PROBE_DEPTH = 24
-STREAMS_JSON_CHARS = 256 << 10  # one record must not fill a batch
 PROBE_NICE = 19
-VERSION_DEADLINE_S = 20.0
 _PROBE_ENVIRONMENT = (  # what programs need to start; no proxies, no settings of ffmpeg
     "PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "SYSTEMDRIVE", "TEMP", "TMP",
 )
-_PROBE_FOLDERS = (  # where systems without a package manager keep it
-    "/usr/local/bin", "/opt/homebrew/bin", "/opt/bin", "/usr/lib/jellyfin-ffmpeg",
-    "/var/packages/ffmpeg/target/bin",
-)
 _PROBE_BAD_TEXT = re.compile(r"[\x00\ud800-\udfff]")
-_PROBE_INTEGER = re.compile(r"[0-9]{1,18}\Z")
-_PROBE_SECONDS = re.compile(r"[0-9]{1,10}(\.[0-9]{1,30})?\Z")
-_NOT_MEDIA_WORDS = ("invalid data found", "moov atom not found", "end of file", "not found for")
-_UNREADABLE_WORDS = ("no such file", "permission denied", "input/output error", "is a directory")
 
 
 class ProbeFailed(Exception):
@@ -1884,6 +1902,186 @@ class ProbeFailed(Exception):
         super().__init__(f"{error_class}: {message}")
         self.error_class = error_class
         self.message = message
+
+
+def clean_probe_text(text: str) -> str:
+    """Valid Unicode without NUL, whatever a program wrote."""
+    return _PROBE_BAD_TEXT.sub("\ufffd", text)
+
+
+class ProbeRun:
+    """One run of a program we do not trust. `finish` gives the run with its output, or raises.
+
+    On return nothing is left of it: no process of its group, no zombie, no descriptor.
+    """
+
+    def __init__(self, command: list, deadline_s: float, max_output: int,
+                 stop: threading.Event | None):
+        self.deadline = time.monotonic() + deadline_s
+        self.deadline_s = deadline_s
+        self.max_output = max_output
+        self.stop = stop
+        self.output = bytearray()
+        self.messages = bytearray()
+        self.seen_messages = 0  # in bytes, also of what was not kept
+        self.exit_code = None
+        self.process, self.leash = _start_probe(command)
+
+    def finish(self) -> ProbeRun:
+        process = self.process
+        try:
+            if hasattr(os, "killpg"):
+                self._read_with_selector()
+            else:
+                self._read_with_threads()
+            self._await_exit()
+        finally:
+            self._end_group()
+            self.leash.drop()
+            process.stdout.close()
+            process.stderr.close()
+            self.exit_code = process.wait()
+        return self
+
+    def take(self, data: bytes, is_output: bool) -> None:
+        """Keep what was read; raise when it is more than anybody needs."""
+        if is_output:
+            self.output += data
+        else:
+            self.seen_messages += len(data)
+            self.messages += data[:max(0, PROBE_MESSAGES_BYTES - len(self.messages))]
+        if len(self.output) > self.max_output or self.seen_messages > self.max_output:
+            raise ProbeFailed("too much output", f"more than {self.max_output} bytes")
+
+    def check_time(self) -> float:
+        """Seconds until the next look; raises when the time is over."""
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise ProbeFailed("timeout", f"no answer within {self.deadline_s:g} s")
+        if self.stop is not None and self.stop.is_set():
+            raise ProbeFailed("stopped", "the scan is stopping")
+        return min(left, PROBE_LOOK_S)
+
+    def _read_with_selector(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            for pipe in (self.process.stdout, self.process.stderr):
+                os.set_blocking(pipe.fileno(), False)
+                selector.register(pipe.fileno(), selectors.EVENT_READ, pipe is self.process.stdout)
+            while selector.get_map():
+                for key, _ in selector.select(self.check_time()):
+                    try:
+                        data = os.read(key.fd, 1 << 16)
+                    except BlockingIOError:
+                        continue
+                    if data:
+                        self.take(data, key.data)
+                    else:
+                        selector.unregister(key.fd)
+
+    def _read_with_threads(self) -> None:
+        """For Windows, where pipes cannot be waited for."""
+        failures = []
+
+        def drain(pipe, is_output: bool) -> None:
+            with contextlib.suppress(OSError, ValueError):
+                try:
+                    for data in iter(lambda: os.read(pipe.fileno(), 1 << 16), b""):
+                        self.take(data, is_output)
+                except ProbeFailed as failure:
+                    failures.append(failure)
+
+        readers = [
+            threading.Thread(target=drain, args=(self.process.stdout, True), daemon=True),
+            threading.Thread(target=drain, args=(self.process.stderr, False), daemon=True),
+        ]
+        for reader in readers:
+            reader.start()
+        while any(reader.is_alive() for reader in readers) and not failures:
+            readers[0].join(min(self.check_time(), 0.02))
+            readers[1].join(0.02)
+        if failures:
+            raise failures[0]
+
+    def _await_exit(self) -> None:
+        """Wait for the exit of a process that closed its pipes, without reaping it yet: as long as
+        it is there its group number cannot be somebody else's.
+        """
+        pause = 0.0005
+        while not self._has_ended():
+            time.sleep(min(pause, self.check_time()))
+            pause = min(pause * 2, 0.05)
+
+    def _has_ended(self) -> bool:
+        if not hasattr(os, "waitid"):
+            return self.process.poll() is not None
+        flags = os.WEXITED | os.WNOWAIT | os.WNOHANG
+        return os.waitid(os.P_PID, self.process.pid, flags) is not None
+
+    def _end_group(self) -> None:
+        """Kill whatever is left of the group, children that ignore SIGTERM included."""
+        if self.process.returncode is not None:
+            return
+        with contextlib.suppress(OSError):
+            if hasattr(os, "killpg"):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            else:
+                self.process.kill()
+
+
+def _start_probe(command: list) -> tuple:
+    """(process, its leash): it does not outlive us, not even when we are killed."""
+    kept = {name: os.environ[name] for name in _PROBE_ENVIRONMENT if name in os.environ}
+    windows_flags = (
+        getattr(subprocess, "IDLE_PRIORITY_CLASS", 0) | getattr(subprocess, "CREATE_NO_WINDOW", 0)
+    )
+    leash = None
+    try:
+        leash = Leash()
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            bufsize=0, env={**kept, "LC_ALL": "C", "AV_LOG_FORCE_NOCOLOR": "1"},
+            start_new_session=True, creationflags=windows_flags, pass_fds=leash.pass_fds,
+        )
+    except (OSError, ValueError) as error:
+        if leash:
+            leash.drop()
+        gone = (errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR, errno.EPERM)
+        is_missing = getattr(error, "errno", None) in gone
+        message = clean_probe_text(f"ffprobe cannot be started: {error}")
+        raise ProbeFailed("missing" if is_missing else "not started", message) from None
+    with contextlib.suppress(OSError):  # without it, the process would only live on after us
+        leash.tie(process.pid)
+    if hasattr(os, "setpriority"):
+        with contextlib.suppress(OSError):  # it may be over already
+            os.setpriority(os.PRIO_PROCESS, process.pid, PROBE_NICE)
+    return process, leash
+
+
+# =================================================================================================
+# medialib/ffprobe.py, from its line 20
+# Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
+# =================================================================================================
+
+# Containers that hold their own data. Playlists, manifests, image sequences and scripts are left
+# out because they make ffprobe open other files.
+PROBE_FORMATS = (
+    "mov", "mp4", "m4a", "3gp", "3g2", "mj2", "matroska", "webm", "avi", "mpegts", "mpeg",
+    "mpegvideo", "flv", "live_flv", "asf", "asf_o", "ogg", "mxf", "rm", "dv", "nut", "wtv", "gxf",
+    "nsv", "nuv", "ivf", "h264", "hevc", "m4v", "av1", "obu",
+)
+PROBE_DEADLINE_S = 60.0
+PROBE_OUTPUT_BYTES = 8 << 20
+PROBE_DEPTH = 24
+STREAMS_JSON_CHARS = 256 << 10  # one record must not fill a batch
+VERSION_DEADLINE_S = 20.0
+_PROBE_FOLDERS = (  # where systems without a package manager keep it
+    "/usr/local/bin", "/opt/homebrew/bin", "/opt/bin", "/usr/lib/jellyfin-ffmpeg",
+    "/var/packages/ffmpeg/target/bin",
+)
+_PROBE_INTEGER = re.compile(r"[0-9]{1,18}\Z")
+_PROBE_SECONDS = re.compile(r"[0-9]{1,10}(\.[0-9]{1,30})?\Z")
+_NOT_MEDIA_WORDS = ("invalid data found", "moov atom not found", "end of file", "not found for")
+_UNREADABLE_WORDS = ("no such file", "permission denied", "input/output error", "is a directory")
 
 
 class Ffprobe(NamedTuple):
@@ -1975,154 +2173,7 @@ def _failure_of(run: ProbeRun, native_path: str) -> ProbeFailed:
     return ProbeFailed("crashed", message)
 
 
-# The process
-
-class ProbeRun:
-    """One run of a program we do not trust. `finish` gives the run with its output, or raises.
-
-    On return nothing is left of it: no process of its group, no zombie, no descriptor.
-    """
-
-    def __init__(self, command: list, deadline_s: float, max_output: int,
-                 stop: threading.Event | None):
-        self.deadline = time.monotonic() + deadline_s
-        self.deadline_s = deadline_s
-        self.max_output = max_output
-        self.stop = stop
-        self.output = bytearray()
-        self.messages = bytearray()
-        self.seen_messages = 0  # in bytes, also of what was not kept
-        self.exit_code = None
-        self.process = _start_probe(command)
-
-    def finish(self) -> ProbeRun:
-        process = self.process
-        try:
-            if hasattr(os, "killpg"):
-                self._read_with_selector()
-            else:
-                self._read_with_threads()
-            self._await_exit()
-        finally:
-            self._end_group()
-            process.stdout.close()
-            process.stderr.close()
-            self.exit_code = process.wait()
-        return self
-
-    def take(self, data: bytes, is_output: bool) -> None:
-        """Keep what was read; raise when it is more than anybody needs."""
-        if is_output:
-            self.output += data
-        else:
-            self.seen_messages += len(data)
-            self.messages += data[:max(0, PROBE_MESSAGES_BYTES - len(self.messages))]
-        if len(self.output) > self.max_output or self.seen_messages > self.max_output:
-            raise ProbeFailed("too much output", f"more than {self.max_output} bytes")
-
-    def check_time(self) -> float:
-        """Seconds until the next look; raises when the time is over."""
-        left = self.deadline - time.monotonic()
-        if left <= 0:
-            raise ProbeFailed("timeout", f"no answer within {self.deadline_s:g} s")
-        if self.stop is not None and self.stop.is_set():
-            raise ProbeFailed("stopped", "the scan is stopping")
-        return min(left, PROBE_LOOK_S)
-
-    def _read_with_selector(self) -> None:
-        with selectors.DefaultSelector() as selector:
-            for pipe in (self.process.stdout, self.process.stderr):
-                os.set_blocking(pipe.fileno(), False)
-                selector.register(pipe.fileno(), selectors.EVENT_READ, pipe is self.process.stdout)
-            while selector.get_map():
-                for key, _ in selector.select(self.check_time()):
-                    try:
-                        data = os.read(key.fd, 1 << 16)
-                    except BlockingIOError:
-                        continue
-                    if data:
-                        self.take(data, key.data)
-                    else:
-                        selector.unregister(key.fd)
-
-    def _read_with_threads(self) -> None:
-        """For Windows, where pipes cannot be waited for."""
-        failures = []
-
-        def drain(pipe, is_output: bool) -> None:
-            with contextlib.suppress(OSError, ValueError):
-                try:
-                    for data in iter(lambda: os.read(pipe.fileno(), 1 << 16), b""):
-                        self.take(data, is_output)
-                except ProbeFailed as failure:
-                    failures.append(failure)
-
-        readers = [
-            threading.Thread(target=drain, args=(self.process.stdout, True), daemon=True),
-            threading.Thread(target=drain, args=(self.process.stderr, False), daemon=True),
-        ]
-        for reader in readers:
-            reader.start()
-        while any(reader.is_alive() for reader in readers) and not failures:
-            readers[0].join(min(self.check_time(), 0.02))
-            readers[1].join(0.02)
-        if failures:
-            raise failures[0]
-
-    def _await_exit(self) -> None:
-        """Wait for the exit of a process that closed its pipes, without reaping it yet: as long as
-        it is there its group number cannot be somebody else's.
-        """
-        pause = 0.0005
-        while not self._has_ended():
-            time.sleep(min(pause, self.check_time()))
-            pause = min(pause * 2, 0.05)
-
-    def _has_ended(self) -> bool:
-        if not hasattr(os, "waitid"):
-            return self.process.poll() is not None
-        flags = os.WEXITED | os.WNOWAIT | os.WNOHANG
-        return os.waitid(os.P_PID, self.process.pid, flags) is not None
-
-    def _end_group(self) -> None:
-        """Kill whatever is left of the group, children that ignore SIGTERM included."""
-        if self.process.returncode is not None:
-            return
-        with contextlib.suppress(OSError):
-            if hasattr(os, "killpg"):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            else:
-                self.process.kill()
-
-
-def _start_probe(command: list) -> subprocess.Popen:
-    kept = {name: os.environ[name] for name in _PROBE_ENVIRONMENT if name in os.environ}
-    windows_flags = (
-        getattr(subprocess, "IDLE_PRIORITY_CLASS", 0) | getattr(subprocess, "CREATE_NO_WINDOW", 0)
-    )
-    try:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            bufsize=0, env={**kept, "LC_ALL": "C", "AV_LOG_FORCE_NOCOLOR": "1"},
-            start_new_session=True, creationflags=windows_flags,
-        )
-    except (OSError, ValueError) as error:
-        gone = (errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR, errno.EPERM)
-        is_missing = getattr(error, "errno", None) in gone
-        message = clean_probe_text(f"ffprobe cannot be started: {error}")
-        raise ProbeFailed("missing" if is_missing else "not started", message) from None
-    if hasattr(os, "setpriority"):
-        with contextlib.suppress(OSError):  # it may be over already
-            os.setpriority(os.PRIO_PROCESS, process.pid, PROBE_NICE)
-    return process
-
-
 # The answer
-
-def clean_probe_text(text: str) -> str:
-    """Valid Unicode without NUL, whatever a program wrote."""
-    return _PROBE_BAD_TEXT.sub("\ufffd", text)
-
 
 def parse_probe_output(output: bytes) -> dict:
     """ffprobe's JSON as {"streams": [dict…], "format": dict}, with valid values only."""
@@ -7005,7 +7056,7 @@ class NamesAsText:
 
 
 # =================================================================================================
-# medialib/scan_passes.py, from its line 30
+# medialib/scan_passes.py, from its line 31
 # Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
 # =================================================================================================
 
@@ -8523,7 +8574,7 @@ def listing_refusal(error: OSError, path: str) -> HttpError:
 
 
 # =================================================================================================
-# medialib/plain_scan.py, from its line 26
+# medialib/plain_scan.py, from its line 27
 # The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
 # =================================================================================================
 

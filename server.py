@@ -6,84 +6,86 @@ is one module's code, verbatim: low level first, the command line last. `line` i
 here, `there` where in the module: that maps a traceback back.
 
     line  there  section
-     174      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
-     224     25  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
-     489     18  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
-     843     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
-    1084     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
-    1395     20  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
-    1692     24  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
-    1892     24  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
-    2289     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2540     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, depth and number of objects.
-    2699     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    2906     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    3038     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3291     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3366     25  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    3750     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
-    4122     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4422     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    4539     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    4669     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain tuples, no SQL.
-    4811     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    5179      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5431     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    5694     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6034     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6092     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6235     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    6572     16  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    6666     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    7057     30  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7356     16  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    7562     21  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    7911     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    8084     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    8448     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
-    8710     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
-    8880     18  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
-    9195     20  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
-    9335     30  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
-    9726     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
-    9939     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
-   10048     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
-   10102     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
-   10202     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
-   10300     11  medialib/catalog_show.py: Files as the API shows them.
-   10347     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
-   10561     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
-   10629     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
-   10728     30  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
-   10977     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
-   11130     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
-   11311     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
-   11440     25  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
-   11715     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
-   11999     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
-   12102     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
-   12135     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
-   12292      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
-   12434     13  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others, found in the sort's own index.
-   12498     27  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   12869     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   12910     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   13096     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
-   13327     36  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   13707     18  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   13819      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   13860      1  medialib/web/: The files of the web UI.
-   17899     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   17998     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   18069     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   18241     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   18329     16  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   18445      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   18526      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   18569     44  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   18863     39  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+     176      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
+     226     25  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
+     491     18  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
+     845     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
+    1086     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
+    1397     20  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
+    1694     24  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
+    1894     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
+    1930     20  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
+    2110     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
+    2340     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
+    2591     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, depth and number of objects.
+    2750     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    2957     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3089     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3342     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3417     25  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    3801     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
+    4173     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4473     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    4590     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    4720     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain tuples, no SQL.
+    4862     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    5230      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5482     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    5745     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6085     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6143     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6286     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    6623     16  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    6717     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    7108     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7407     16  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    7613     21  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    7962     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    8135     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    8499     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
+    8761     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
+    8931     18  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
+    9246     20  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
+    9386     30  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
+    9777     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
+    9990     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
+   10099     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
+   10153     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
+   10253     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
+   10351     11  medialib/catalog_show.py: Files as the API shows them.
+   10398     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
+   10612     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
+   10680     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
+   10779     30  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
+   11028     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
+   11181     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
+   11362     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
+   11491     25  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
+   11766     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
+   12050     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
+   12153     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
+   12186     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
+   12343      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
+   12485     13  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others, found in the sort's own index.
+   12549     27  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   12920     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   12961     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   13147     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   13378     36  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   13758     18  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   13870      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   13911      1  medialib/web/: The files of the web UI.
+   17950     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   18049     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   18120     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   18292     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   18380     16  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   18496      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   18577      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   18620     44  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   18914     39  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: be13cd91a058f9c8fe169294ea2f4dc3fed70dffa902e4a6c4e964f41bfb4ceb
+# sha256 of all below this line: 23205306febe4f24fb98613807cb4ad6e69343dbefc9cf884e7e567354737e87
 
 from __future__ import annotations
 
@@ -1885,37 +1887,53 @@ def _advise_cache(descriptor: int, start: int, length: int, advice: str) -> None
 
 
 # =================================================================================================
-# medialib/ffprobe.py, from its line 24
-# Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
+# medialib/leash.py, from its line 18
+# A leash for a child process: when we die, however we die, the kernel kills its whole group.
 # =================================================================================================
 
-# Containers that hold their own data. Playlists, manifests, image sequences and scripts are left
-# out because they make ffprobe open other files.
-PROBE_FORMATS = (
-    "mov", "mp4", "m4a", "3gp", "3g2", "mj2", "matroska", "webm", "avi", "mpegts", "mpeg",
-    "mpegvideo", "flv", "live_flv", "asf", "asf_o", "ogg", "mxf", "rm", "dv", "nut", "wtv", "gxf",
-    "nsv", "nuv", "ivf", "h264", "hevc", "m4v", "av1", "obu",
-)
-PROBE_DEADLINE_S = 60.0
-PROBE_OUTPUT_BYTES = 8 << 20
+class Leash:
+    """Made before the child, which inherits `pass_fds`; `tie` it, and `drop` it in any case."""
+
+    def __init__(self):
+        self._ours, self._childs = None, None
+        if hasattr(fcntl, "F_SETSIG"):
+            self._childs, self._ours = os.pipe()
+
+    @property
+    def pass_fds(self) -> tuple:
+        return () if self._childs is None else (self._childs,)
+
+    def tie(self, group: int) -> None:
+        """From now on the group does not outlive us."""
+        if self._childs is None:
+            return
+        fcntl.fcntl(self._childs, fcntl.F_SETOWN, -group)
+        fcntl.fcntl(self._childs, fcntl.F_SETSIG, signal.SIGKILL)
+        flags = fcntl.fcntl(self._childs, fcntl.F_GETFL)
+        fcntl.fcntl(self._childs, fcntl.F_SETFL, flags | os.O_ASYNC)
+        os.close(self._childs)  # the child has its own, with the same owner
+        self._childs = None
+
+    def drop(self) -> None:
+        """Let go: what is left of a tied group is killed."""
+        for descriptor in (self._ours, self._childs):
+            if descriptor is not None:
+                os.close(descriptor)
+        self._ours = self._childs = None
+
+
+# =================================================================================================
+# medialib/probe_run.py, from its line 20
+# One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
+# =================================================================================================
+
 PROBE_MESSAGES_BYTES = 16 << 10  # as much of stderr as is looked at
 PROBE_LOOK_S = 0.25  # how often a running probe asks whether it is to stop
-PROBE_DEPTH = 24
-STREAMS_JSON_CHARS = 256 << 10  # one record must not fill a batch
 PROBE_NICE = 19
-VERSION_DEADLINE_S = 20.0
 _PROBE_ENVIRONMENT = (  # what programs need to start; no proxies, no settings of ffmpeg
     "PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "SYSTEMDRIVE", "TEMP", "TMP",
 )
-_PROBE_FOLDERS = (  # where systems without a package manager keep it
-    "/usr/local/bin", "/opt/homebrew/bin", "/opt/bin", "/usr/lib/jellyfin-ffmpeg",
-    "/var/packages/ffmpeg/target/bin",
-)
 _PROBE_BAD_TEXT = re.compile(r"[\x00\ud800-\udfff]")
-_PROBE_INTEGER = re.compile(r"[0-9]{1,18}\Z")
-_PROBE_SECONDS = re.compile(r"[0-9]{1,10}(\.[0-9]{1,30})?\Z")
-_NOT_MEDIA_WORDS = ("invalid data found", "moov atom not found", "end of file", "not found for")
-_UNREADABLE_WORDS = ("no such file", "permission denied", "input/output error", "is a directory")
 
 
 class ProbeFailed(Exception):
@@ -1929,6 +1947,186 @@ class ProbeFailed(Exception):
         super().__init__(f"{error_class}: {message}")
         self.error_class = error_class
         self.message = message
+
+
+def clean_probe_text(text: str) -> str:
+    """Valid Unicode without NUL, whatever a program wrote."""
+    return _PROBE_BAD_TEXT.sub("\ufffd", text)
+
+
+class ProbeRun:
+    """One run of a program we do not trust. `finish` gives the run with its output, or raises.
+
+    On return nothing is left of it: no process of its group, no zombie, no descriptor.
+    """
+
+    def __init__(self, command: list, deadline_s: float, max_output: int,
+                 stop: threading.Event | None):
+        self.deadline = time.monotonic() + deadline_s
+        self.deadline_s = deadline_s
+        self.max_output = max_output
+        self.stop = stop
+        self.output = bytearray()
+        self.messages = bytearray()
+        self.seen_messages = 0  # in bytes, also of what was not kept
+        self.exit_code = None
+        self.process, self.leash = _start_probe(command)
+
+    def finish(self) -> ProbeRun:
+        process = self.process
+        try:
+            if hasattr(os, "killpg"):
+                self._read_with_selector()
+            else:
+                self._read_with_threads()
+            self._await_exit()
+        finally:
+            self._end_group()
+            self.leash.drop()
+            process.stdout.close()
+            process.stderr.close()
+            self.exit_code = process.wait()
+        return self
+
+    def take(self, data: bytes, is_output: bool) -> None:
+        """Keep what was read; raise when it is more than anybody needs."""
+        if is_output:
+            self.output += data
+        else:
+            self.seen_messages += len(data)
+            self.messages += data[:max(0, PROBE_MESSAGES_BYTES - len(self.messages))]
+        if len(self.output) > self.max_output or self.seen_messages > self.max_output:
+            raise ProbeFailed("too much output", f"more than {self.max_output} bytes")
+
+    def check_time(self) -> float:
+        """Seconds until the next look; raises when the time is over."""
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise ProbeFailed("timeout", f"no answer within {self.deadline_s:g} s")
+        if self.stop is not None and self.stop.is_set():
+            raise ProbeFailed("stopped", "the scan is stopping")
+        return min(left, PROBE_LOOK_S)
+
+    def _read_with_selector(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            for pipe in (self.process.stdout, self.process.stderr):
+                os.set_blocking(pipe.fileno(), False)
+                selector.register(pipe.fileno(), selectors.EVENT_READ, pipe is self.process.stdout)
+            while selector.get_map():
+                for key, _ in selector.select(self.check_time()):
+                    try:
+                        data = os.read(key.fd, 1 << 16)
+                    except BlockingIOError:
+                        continue
+                    if data:
+                        self.take(data, key.data)
+                    else:
+                        selector.unregister(key.fd)
+
+    def _read_with_threads(self) -> None:
+        """For Windows, where pipes cannot be waited for."""
+        failures = []
+
+        def drain(pipe, is_output: bool) -> None:
+            with contextlib.suppress(OSError, ValueError):
+                try:
+                    for data in iter(lambda: os.read(pipe.fileno(), 1 << 16), b""):
+                        self.take(data, is_output)
+                except ProbeFailed as failure:
+                    failures.append(failure)
+
+        readers = [
+            threading.Thread(target=drain, args=(self.process.stdout, True), daemon=True),
+            threading.Thread(target=drain, args=(self.process.stderr, False), daemon=True),
+        ]
+        for reader in readers:
+            reader.start()
+        while any(reader.is_alive() for reader in readers) and not failures:
+            readers[0].join(min(self.check_time(), 0.02))
+            readers[1].join(0.02)
+        if failures:
+            raise failures[0]
+
+    def _await_exit(self) -> None:
+        """Wait for the exit of a process that closed its pipes, without reaping it yet: as long as
+        it is there its group number cannot be somebody else's.
+        """
+        pause = 0.0005
+        while not self._has_ended():
+            time.sleep(min(pause, self.check_time()))
+            pause = min(pause * 2, 0.05)
+
+    def _has_ended(self) -> bool:
+        if not hasattr(os, "waitid"):
+            return self.process.poll() is not None
+        flags = os.WEXITED | os.WNOWAIT | os.WNOHANG
+        return os.waitid(os.P_PID, self.process.pid, flags) is not None
+
+    def _end_group(self) -> None:
+        """Kill whatever is left of the group, children that ignore SIGTERM included."""
+        if self.process.returncode is not None:
+            return
+        with contextlib.suppress(OSError):
+            if hasattr(os, "killpg"):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            else:
+                self.process.kill()
+
+
+def _start_probe(command: list) -> tuple:
+    """(process, its leash): it does not outlive us, not even when we are killed."""
+    kept = {name: os.environ[name] for name in _PROBE_ENVIRONMENT if name in os.environ}
+    windows_flags = (
+        getattr(subprocess, "IDLE_PRIORITY_CLASS", 0) | getattr(subprocess, "CREATE_NO_WINDOW", 0)
+    )
+    leash = None
+    try:
+        leash = Leash()
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            bufsize=0, env={**kept, "LC_ALL": "C", "AV_LOG_FORCE_NOCOLOR": "1"},
+            start_new_session=True, creationflags=windows_flags, pass_fds=leash.pass_fds,
+        )
+    except (OSError, ValueError) as error:
+        if leash:
+            leash.drop()
+        gone = (errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR, errno.EPERM)
+        is_missing = getattr(error, "errno", None) in gone
+        message = clean_probe_text(f"ffprobe cannot be started: {error}")
+        raise ProbeFailed("missing" if is_missing else "not started", message) from None
+    with contextlib.suppress(OSError):  # without it, the process would only live on after us
+        leash.tie(process.pid)
+    if hasattr(os, "setpriority"):
+        with contextlib.suppress(OSError):  # it may be over already
+            os.setpriority(os.PRIO_PROCESS, process.pid, PROBE_NICE)
+    return process, leash
+
+
+# =================================================================================================
+# medialib/ffprobe.py, from its line 20
+# Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
+# =================================================================================================
+
+# Containers that hold their own data. Playlists, manifests, image sequences and scripts are left
+# out because they make ffprobe open other files.
+PROBE_FORMATS = (
+    "mov", "mp4", "m4a", "3gp", "3g2", "mj2", "matroska", "webm", "avi", "mpegts", "mpeg",
+    "mpegvideo", "flv", "live_flv", "asf", "asf_o", "ogg", "mxf", "rm", "dv", "nut", "wtv", "gxf",
+    "nsv", "nuv", "ivf", "h264", "hevc", "m4v", "av1", "obu",
+)
+PROBE_DEADLINE_S = 60.0
+PROBE_OUTPUT_BYTES = 8 << 20
+PROBE_DEPTH = 24
+STREAMS_JSON_CHARS = 256 << 10  # one record must not fill a batch
+VERSION_DEADLINE_S = 20.0
+_PROBE_FOLDERS = (  # where systems without a package manager keep it
+    "/usr/local/bin", "/opt/homebrew/bin", "/opt/bin", "/usr/lib/jellyfin-ffmpeg",
+    "/var/packages/ffmpeg/target/bin",
+)
+_PROBE_INTEGER = re.compile(r"[0-9]{1,18}\Z")
+_PROBE_SECONDS = re.compile(r"[0-9]{1,10}(\.[0-9]{1,30})?\Z")
+_NOT_MEDIA_WORDS = ("invalid data found", "moov atom not found", "end of file", "not found for")
+_UNREADABLE_WORDS = ("no such file", "permission denied", "input/output error", "is a directory")
 
 
 class Ffprobe(NamedTuple):
@@ -2020,154 +2218,7 @@ def _failure_of(run: ProbeRun, native_path: str) -> ProbeFailed:
     return ProbeFailed("crashed", message)
 
 
-# The process
-
-class ProbeRun:
-    """One run of a program we do not trust. `finish` gives the run with its output, or raises.
-
-    On return nothing is left of it: no process of its group, no zombie, no descriptor.
-    """
-
-    def __init__(self, command: list, deadline_s: float, max_output: int,
-                 stop: threading.Event | None):
-        self.deadline = time.monotonic() + deadline_s
-        self.deadline_s = deadline_s
-        self.max_output = max_output
-        self.stop = stop
-        self.output = bytearray()
-        self.messages = bytearray()
-        self.seen_messages = 0  # in bytes, also of what was not kept
-        self.exit_code = None
-        self.process = _start_probe(command)
-
-    def finish(self) -> ProbeRun:
-        process = self.process
-        try:
-            if hasattr(os, "killpg"):
-                self._read_with_selector()
-            else:
-                self._read_with_threads()
-            self._await_exit()
-        finally:
-            self._end_group()
-            process.stdout.close()
-            process.stderr.close()
-            self.exit_code = process.wait()
-        return self
-
-    def take(self, data: bytes, is_output: bool) -> None:
-        """Keep what was read; raise when it is more than anybody needs."""
-        if is_output:
-            self.output += data
-        else:
-            self.seen_messages += len(data)
-            self.messages += data[:max(0, PROBE_MESSAGES_BYTES - len(self.messages))]
-        if len(self.output) > self.max_output or self.seen_messages > self.max_output:
-            raise ProbeFailed("too much output", f"more than {self.max_output} bytes")
-
-    def check_time(self) -> float:
-        """Seconds until the next look; raises when the time is over."""
-        left = self.deadline - time.monotonic()
-        if left <= 0:
-            raise ProbeFailed("timeout", f"no answer within {self.deadline_s:g} s")
-        if self.stop is not None and self.stop.is_set():
-            raise ProbeFailed("stopped", "the scan is stopping")
-        return min(left, PROBE_LOOK_S)
-
-    def _read_with_selector(self) -> None:
-        with selectors.DefaultSelector() as selector:
-            for pipe in (self.process.stdout, self.process.stderr):
-                os.set_blocking(pipe.fileno(), False)
-                selector.register(pipe.fileno(), selectors.EVENT_READ, pipe is self.process.stdout)
-            while selector.get_map():
-                for key, _ in selector.select(self.check_time()):
-                    try:
-                        data = os.read(key.fd, 1 << 16)
-                    except BlockingIOError:
-                        continue
-                    if data:
-                        self.take(data, key.data)
-                    else:
-                        selector.unregister(key.fd)
-
-    def _read_with_threads(self) -> None:
-        """For Windows, where pipes cannot be waited for."""
-        failures = []
-
-        def drain(pipe, is_output: bool) -> None:
-            with contextlib.suppress(OSError, ValueError):
-                try:
-                    for data in iter(lambda: os.read(pipe.fileno(), 1 << 16), b""):
-                        self.take(data, is_output)
-                except ProbeFailed as failure:
-                    failures.append(failure)
-
-        readers = [
-            threading.Thread(target=drain, args=(self.process.stdout, True), daemon=True),
-            threading.Thread(target=drain, args=(self.process.stderr, False), daemon=True),
-        ]
-        for reader in readers:
-            reader.start()
-        while any(reader.is_alive() for reader in readers) and not failures:
-            readers[0].join(min(self.check_time(), 0.02))
-            readers[1].join(0.02)
-        if failures:
-            raise failures[0]
-
-    def _await_exit(self) -> None:
-        """Wait for the exit of a process that closed its pipes, without reaping it yet: as long as
-        it is there its group number cannot be somebody else's.
-        """
-        pause = 0.0005
-        while not self._has_ended():
-            time.sleep(min(pause, self.check_time()))
-            pause = min(pause * 2, 0.05)
-
-    def _has_ended(self) -> bool:
-        if not hasattr(os, "waitid"):
-            return self.process.poll() is not None
-        flags = os.WEXITED | os.WNOWAIT | os.WNOHANG
-        return os.waitid(os.P_PID, self.process.pid, flags) is not None
-
-    def _end_group(self) -> None:
-        """Kill whatever is left of the group, children that ignore SIGTERM included."""
-        if self.process.returncode is not None:
-            return
-        with contextlib.suppress(OSError):
-            if hasattr(os, "killpg"):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            else:
-                self.process.kill()
-
-
-def _start_probe(command: list) -> subprocess.Popen:
-    kept = {name: os.environ[name] for name in _PROBE_ENVIRONMENT if name in os.environ}
-    windows_flags = (
-        getattr(subprocess, "IDLE_PRIORITY_CLASS", 0) | getattr(subprocess, "CREATE_NO_WINDOW", 0)
-    )
-    try:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            bufsize=0, env={**kept, "LC_ALL": "C", "AV_LOG_FORCE_NOCOLOR": "1"},
-            start_new_session=True, creationflags=windows_flags,
-        )
-    except (OSError, ValueError) as error:
-        gone = (errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR, errno.EPERM)
-        is_missing = getattr(error, "errno", None) in gone
-        message = clean_probe_text(f"ffprobe cannot be started: {error}")
-        raise ProbeFailed("missing" if is_missing else "not started", message) from None
-    if hasattr(os, "setpriority"):
-        with contextlib.suppress(OSError):  # it may be over already
-            os.setpriority(os.PRIO_PROCESS, process.pid, PROBE_NICE)
-    return process
-
-
 # The answer
-
-def clean_probe_text(text: str) -> str:
-    """Valid Unicode without NUL, whatever a program wrote."""
-    return _PROBE_BAD_TEXT.sub("\ufffd", text)
-
 
 def parse_probe_output(output: bytes) -> dict:
     """ffprobe's JSON as {"streams": [dict…], "format": dict}, with valid values only."""
@@ -7050,7 +7101,7 @@ class NamesAsText:
 
 
 # =================================================================================================
-# medialib/scan_passes.py, from its line 30
+# medialib/scan_passes.py, from its line 31
 # Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
 # =================================================================================================
 

@@ -12,11 +12,12 @@ import time
 import uuid
 
 from .base import log
-from .ffprobe import ProbeFailed, probe_file
+from .ffprobe import probe_file
 from .hashing import FileChanging, available_algorithms, sample_hash_file
 from .host_link import about_agent
 from .http_client import Backoff, PeerError, PeerRefused
 from .mounts import describe_root, mount_points
+from .probe_run import ProbeFailed
 from .scan_common import ext_of, join_rel, parent_of, record_of, same_version, to_native
 from .scan_plan import ScanPlan
 from .scan_run import merged_roots

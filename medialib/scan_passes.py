@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 from .base import log
 from .cache_changes import Described, Failure, FullHash
-from .ffprobe import ProbeFailed, probe_file
+from .ffprobe import probe_file
 from .hashing import FileChanging, full_hash_file
+from .probe_run import ProbeFailed
 from .scan_buffer import (
     MOST_ATTEMPTS,
     RETRY_MOST_S,

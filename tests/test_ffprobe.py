@@ -7,10 +7,12 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -18,13 +20,13 @@ from medialib import ffprobe
 from medialib.ffprobe import (
     STREAMS_JSON_CHARS,
     Ffprobe,
-    ProbeFailed,
-    ProbeRun,
     find_ffprobe,
     metadata_of,
     parse_probe_output,
     probe_file,
 )
+from medialib.leash import Leash
+from medialib.probe_run import ProbeFailed, ProbeRun
 from tests import support
 
 FAKE = r'''#!{python}
@@ -252,6 +254,58 @@ def test_a_child_left_behind_by_a_good_probe_is_ended(fake, tmp_path):
     assert probe_file(fake, media(tmp_path, "orphan"))["height"] == 2
     [pid] = (tmp_path / "pids").read_text().split()
     support.wait_until(lambda: not is_alive(pid), 5, "the child is gone")
+
+
+@pytest.mark.parametrize(("first", "second"), [(0, 1), (1, 0)])
+def test_a_leash_ends_the_group_of_its_own_child_alone(first, second):
+    leashes = [Leash(), Leash()]
+    children = [subprocess.Popen(["sh", "-c", "trap '' TERM; sleep 600 & wait"],
+                                 pass_fds=leash.pass_fds, start_new_session=True)
+                for leash in leashes]
+    groups = [child.pid for child in children]
+    try:
+        for leash, group in zip(leashes, groups):
+            leash.tie(group)
+        leashes[first].drop()
+        assert children[first].wait(5) == -signal.SIGKILL
+        support.wait_until(lambda: not members(groups[first]), 5, "its group is gone")
+        assert children[second].poll() is None
+        assert len(members(groups[second])) == 2
+    finally:
+        for leash, child in zip(leashes, children):
+            leash.drop()
+            child.wait(5)
+
+
+def members(group: int) -> list:
+    """The living processes of a group."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = path.read_bytes().rpartition(b")")[2].split()
+            if int(fields[2]) == group and fields[0] not in (b"Z", b"X"):
+                found.append(path.parent.name)
+    return found
+
+
+@pytest.mark.parametrize("python", ["oldest", "newest"])
+def test_killed_while_it_waits_it_leaves_nothing(fake, tmp_path, python):
+    """kill -9 of the prober alone, several probes under way: no process of theirs lives on."""
+    program = (
+        "import sys, threading; from medialib.ffprobe import Ffprobe, probe_file\n"
+        "for path in sys.argv[2:]:\n"
+        "    threading.Thread(target=probe_file, args=(Ffprobe(sys.argv[1], '1'), path)).start()")
+    paths = [media(tmp_path, f"hang {number}") for number in range(3)]
+    interpreter = support.oldest_python() if python == "oldest" else support.newest_python()
+    prober = subprocess.Popen([interpreter, "-c", program, fake.path, *paths], cwd=support.ROOT)
+    pids = tmp_path / "pids"
+    try:
+        support.wait_until(lambda: pids.exists() and len(pids.read_text().split()) == 6, 30)
+        assert all(map(is_alive, pids.read_text().split()))
+    finally:
+        prober.kill()
+        prober.wait(5)
+    support.wait_until(lambda: not any(map(is_alive, pids.read_text().split())), 3, "all gone")
 
 
 def test_stopping_is_quick(fake, tmp_path):

@@ -19,8 +19,9 @@ from bundle_rules import RuleError, load_modules, read_text
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = [
-    "base", "app_folder", "scan_common", "settings", "walk", "mounts", "hashing", "ffprobe",
-    "sqlite_store", "http_body", "http_gate", "http_deadline", "http_json", "http_answer",
+    "base", "app_folder", "scan_common", "settings", "walk", "mounts", "hashing", "leash",
+    "probe_run", "ffprobe", "sqlite_store", "http_body", "http_gate", "http_deadline", "http_json",
+    "http_answer",
     "http_listener", "http_server", "http_client", "progress", "cache_schema", "cache_changes",
     "cache_outbox", "index_writer", "cache_roots", "agent_cache", "scan_buffer", "scan_plan",
     "hash_window", "root_check", "scan_pipeline", "scan_passes", "scan_run", "delivery",

@@ -140,14 +140,49 @@ def test_hanging_ffprobe_and_its_grandchild(world):
     assert time.monotonic() - started < 6
 
 
-def grandchildren() -> list:
-    """Processes that the fake ffprobe left behind."""
+def running_with(words: bytes) -> list:
+    """The processes that have this in their command line."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
-            if b"medialib-fake-grandchild" in path.read_bytes():
+            if words in path.read_bytes():
                 found.append(path.parent.name)
     return found
+
+
+def grandchildren() -> list:
+    """Processes that the fake ffprobe left behind."""
+    return running_with(b"medialib-fake-grandchild")
+
+
+@pytest.mark.parametrize("side", ["agent", "host"])
+def test_killed_while_ffprobe_hangs(world, side):
+    """kill -9 of the one that scans, and of nothing else: no process of ffprobe lives on; a second
+    start describes everything, as if nothing had been.
+    """
+    one = tree_of(world, ["hang"])
+    fake = fake_ffprobe(world.folder)
+    host = world.host(environment={"PATH": f"{fake.parent}:{os.environ['PATH']}"}).start()
+    program = host
+    if side == "host":
+        host.post("/api/agents/set", {"agent": "local", "roots": [str(one.root)]})
+    if side == "agent":
+        program = world.agent(host, one.root, "--ffprobe", fake).start()
+    support.wait_until(grandchildren, 30, "an ffprobe that hangs")
+    assert running_with(os.fsencode(one.root) + b"/hang")
+    program.process.kill()
+    program.process.wait(10)
+    support.wait_until(lambda: not grandchildren() and not running_with(
+        os.fsencode(one.root) + b"/hang"), 3, "no orphan of ffprobe")
+    fake.write_text(FAKE.format(python=sys.executable).replace('"hang"', '"no more"'))
+    program.start()
+    name = "local" if side == "host" else host.agent_id("box")
+    support.wait_until(lambda: described(host, name) == 2, 60, "all described", 0.3)
+
+
+def described(host, agent: str) -> int:
+    rows = support.all_rows(host.url, "/api/files", {"filter": {"agent": agent}}, "files")
+    return sum(bool(row["metadata"]) for row in rows)
 
 
 @pytest.mark.long
