@@ -9,45 +9,45 @@ here, `there` where in the module: that maps a traceback back.
      131      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
      181     25  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
      446     18  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
-     800     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
-    1041     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
-    1352     20  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
-    1649     24  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
-    1849     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
-    1885     20  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
-    2065     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
-    2295     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2546     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, depth and number of objects.
-    2705     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    2912     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    3044     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3297     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3372     25  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    3756     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
-    4128     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4428     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    4545     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    4675     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain tuples, no SQL.
-    4817     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    5185      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5437     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    5700     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6040     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6098     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6241     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    6578     16  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    6672     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    7063     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7362     16  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    7568     21  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    7917     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    8090     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    8454     17  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
-    8516     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
-    8581     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
-    8805     47  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
+     805     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
+    1046     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
+    1357     20  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
+    1654     24  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
+    1854     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
+    1890     20  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
+    2070     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
+    2300     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
+    2551     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, depth and number of objects.
+    2710     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    2917     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3049     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3302     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3377     25  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    3761     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
+    4133     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4433     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    4550     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    4684     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain tuples, no SQL.
+    4826     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    5194      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5446     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    5709     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6051     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6109     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6252     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    6589     16  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    6683     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    7074     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7373     16  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    7579     21  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    7928     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    8101     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    8465     17  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
+    8527     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
+    8592     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
+    8816     47  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
 """
-# sha256 of all below this line: 8f3ca0b3d17f7b63a97ed20159c13b5d9881e2cace30692e3143ff47829b2ab9
+# sha256 of all below this line: e43cef66ad5c9c83a75c1bf713900158c7f1c39327ce846ebc4ad41c6a18a040
 
 from __future__ import annotations
 
@@ -725,6 +725,11 @@ def parse_inode_key(key: str) -> tuple:
         raise ValueError(f"not an inode key: {key[:80]!r}")
     size, mtime_s, ino, dev = found.groups()
     return int(size), int(mtime_s) * 1_000_000_000, int(ino), int(dev)
+
+
+def inode_number(key: str) -> int:
+    """The inode of an identity of either form, within the numbers SQLite has room for."""
+    return int(key.rsplit(":", 2)[1]) & 0x7FFF_FFFF_FFFF_FFFF
 
 
 def version_prefix(key: str) -> str:
@@ -4567,11 +4572,15 @@ AGENT_MIGRATIONS = [
             digest INTEGER NOT NULL,
             moved_from TEXT,
             rejected TEXT,
-            metadata TEXT
+            metadata TEXT,
+            ino INTEGER NOT NULL
         )""",
         # Folder by folder is how a scan compares; the identity finds moved files and hard links.
+        # Files of one folder have inodes close to one another, so that a first scan fills that
+        # index from one end, while the identity's text begins with the size: anywhere. The size
+        # is there for file systems that give many files one inode.
         "CREATE INDEX agent_index_folder ON agent_index (folder_id)",
-        "CREATE INDEX agent_index_identity ON agent_index (inode_key)",
+        "CREATE INDEX agent_index_identity ON agent_index (ino, size)",
         "CREATE INDEX agent_index_rev ON agent_index (rev)",
         "CREATE INDEX agent_index_unprobed ON agent_index (root_id, path)"
         " WHERE kind = 'video' AND probed = 0",
@@ -5185,9 +5194,9 @@ def root_wire_path(root, path: str) -> str:
 INDEX_COLUMNS = (
     "path, inode_key, size, mtime, ctime, probed, hashed, hash_algo, hash_sample_size, sample_hash,"
     " full_hash, last_seen, last_hashed_at, root_id, folder_id, kind, reason, racy, rev, digest,"
-    " moved_from, metadata"
+    " moved_from, metadata, ino"
 )
-INDEX_INSERT = f"INSERT OR REPLACE INTO agent_index ({INDEX_COLUMNS}) VALUES ({'?,' * 21}?)"
+INDEX_INSERT = f"INSERT OR REPLACE INTO agent_index ({INDEX_COLUMNS}) VALUES ({'?,' * 22}?)"
 FORMER_COLUMNS = (
     "inode_key, root_id, ctime, kind, probed, hashed, hash_algo, hash_sample_size, sample_hash,"
     " full_hash, last_hashed_at, racy, metadata"
@@ -5279,7 +5288,7 @@ class IndexWriter:
             put.path, put.inode_key, put.size, put.mtime, put.ctime, int(put.probed),
             int(facts is not None), algo, sample_size, sample, full, self.now, at, put.root_id,
             put.folder_id, put.kind, put.reason, int(put.racy), self.cache.next_rev(),
-            signed_digest(digest), moved_from, put.metadata,
+            signed_digest(digest), moved_from, put.metadata, inode_number(put.inode_key),
         )
 
     def put(self, put: PutFile) -> None:
@@ -5792,11 +5801,13 @@ class AgentCache:
         """KnownContent of every live or former row with the same size, mtime and inode."""
         prefix = version_prefix(inode_key)
         bounds = (prefix, prefix[:-1] + ";")  # ';' follows ':' in ASCII
-        rows = []
-        for table in ("agent_index", "former"):
-            rows += self.store.rows(
-                f"SELECT {KNOWN_CONTENT_COLUMNS} FROM {table}"
-                " WHERE inode_key >= ? AND inode_key < ? LIMIT 20", bounds)
+        rows = self.store.rows(
+            f"SELECT {KNOWN_CONTENT_COLUMNS} FROM agent_index WHERE ino = ? AND size = ?"
+            " AND inode_key >= ? AND inode_key < ? LIMIT 20",
+            (inode_number(inode_key), int(prefix.partition(":")[0]), *bounds))
+        rows += self.store.rows(
+            f"SELECT {KNOWN_CONTENT_COLUMNS} FROM former"
+            " WHERE inode_key >= ? AND inode_key < ? LIMIT 20", bounds)
         return [KnownContent(*row) for row in rows]
 
     def facts_at(self, path: str):

@@ -9,83 +9,83 @@ here, `there` where in the module: that maps a traceback back.
      176      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
      226     25  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
      491     18  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
-     845     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
-    1086     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
-    1397     20  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
-    1694     24  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
-    1894     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
-    1930     20  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
-    2110     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
-    2340     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2591     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, depth and number of objects.
-    2750     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    2957     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    3089     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3342     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3417     25  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    3801     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
-    4173     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4473     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    4590     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    4720     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain tuples, no SQL.
-    4862     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    5230      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5482     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    5745     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6085     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6143     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6286     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    6623     16  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    6717     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    7108     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7407     16  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    7613     21  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    7962     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    8135     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    8499     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
-    8761     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
-    8931     18  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
-    9246     20  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
-    9386     30  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
-    9777     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
-    9990     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
-   10099     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
-   10153     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
-   10253     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
-   10351     11  medialib/catalog_show.py: Files as the API shows them.
-   10398     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
-   10612     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
-   10680     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
-   10779     30  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
-   11028     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
-   11181     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
-   11362     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
-   11491     25  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
-   11766     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
-   12050     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
-   12153     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
-   12186     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
-   12343      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
-   12485     13  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others, found in the sort's own index.
-   12549     27  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   12920     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   12961     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   13147     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
-   13378     36  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   13758     18  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   13870      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   13911      1  medialib/web/: The files of the web UI.
-   17950     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   18049     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   18120     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   18292     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   18380     16  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   18496      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   18577      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   18620     44  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   18914     39  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+     850     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
+    1091     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
+    1402     20  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
+    1699     24  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
+    1899     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
+    1935     20  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
+    2115     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
+    2345     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
+    2596     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, depth and number of objects.
+    2755     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    2962     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3094     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3347     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3422     25  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    3806     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
+    4178     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4478     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    4595     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    4729     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain tuples, no SQL.
+    4871     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    5239      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5491     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    5754     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6096     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6154     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6297     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    6634     16  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    6728     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    7119     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7418     16  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    7624     21  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    7973     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    8146     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    8510     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
+    8772     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
+    8942     18  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
+    9257     20  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
+    9397     30  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
+    9788     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
+   10001     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
+   10110     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
+   10164     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
+   10264     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
+   10362     11  medialib/catalog_show.py: Files as the API shows them.
+   10409     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
+   10623     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
+   10691     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
+   10790     30  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
+   11039     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
+   11192     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
+   11373     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
+   11502     25  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
+   11777     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
+   12061     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
+   12164     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
+   12197     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
+   12354      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
+   12496     13  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others, found in the sort's own index.
+   12560     27  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   12931     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   12972     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   13158     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   13389     36  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   13769     18  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   13881      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   13922      1  medialib/web/: The files of the web UI.
+   17961     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   18060     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   18131     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   18303     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   18391     16  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   18507      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   18588      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   18631     44  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   18925     39  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: 23205306febe4f24fb98613807cb4ad6e69343dbefc9cf884e7e567354737e87
+# sha256 of all below this line: 6ca5ba9f75d8bee0f5f14ece5d2846752164ba57a8478c3dfe750b164d7e1262
 
 from __future__ import annotations
 
@@ -770,6 +770,11 @@ def parse_inode_key(key: str) -> tuple:
         raise ValueError(f"not an inode key: {key[:80]!r}")
     size, mtime_s, ino, dev = found.groups()
     return int(size), int(mtime_s) * 1_000_000_000, int(ino), int(dev)
+
+
+def inode_number(key: str) -> int:
+    """The inode of an identity of either form, within the numbers SQLite has room for."""
+    return int(key.rsplit(":", 2)[1]) & 0x7FFF_FFFF_FFFF_FFFF
 
 
 def version_prefix(key: str) -> str:
@@ -4612,11 +4617,15 @@ AGENT_MIGRATIONS = [
             digest INTEGER NOT NULL,
             moved_from TEXT,
             rejected TEXT,
-            metadata TEXT
+            metadata TEXT,
+            ino INTEGER NOT NULL
         )""",
         # Folder by folder is how a scan compares; the identity finds moved files and hard links.
+        # Files of one folder have inodes close to one another, so that a first scan fills that
+        # index from one end, while the identity's text begins with the size: anywhere. The size
+        # is there for file systems that give many files one inode.
         "CREATE INDEX agent_index_folder ON agent_index (folder_id)",
-        "CREATE INDEX agent_index_identity ON agent_index (inode_key)",
+        "CREATE INDEX agent_index_identity ON agent_index (ino, size)",
         "CREATE INDEX agent_index_rev ON agent_index (rev)",
         "CREATE INDEX agent_index_unprobed ON agent_index (root_id, path)"
         " WHERE kind = 'video' AND probed = 0",
@@ -5230,9 +5239,9 @@ def root_wire_path(root, path: str) -> str:
 INDEX_COLUMNS = (
     "path, inode_key, size, mtime, ctime, probed, hashed, hash_algo, hash_sample_size, sample_hash,"
     " full_hash, last_seen, last_hashed_at, root_id, folder_id, kind, reason, racy, rev, digest,"
-    " moved_from, metadata"
+    " moved_from, metadata, ino"
 )
-INDEX_INSERT = f"INSERT OR REPLACE INTO agent_index ({INDEX_COLUMNS}) VALUES ({'?,' * 21}?)"
+INDEX_INSERT = f"INSERT OR REPLACE INTO agent_index ({INDEX_COLUMNS}) VALUES ({'?,' * 22}?)"
 FORMER_COLUMNS = (
     "inode_key, root_id, ctime, kind, probed, hashed, hash_algo, hash_sample_size, sample_hash,"
     " full_hash, last_hashed_at, racy, metadata"
@@ -5324,7 +5333,7 @@ class IndexWriter:
             put.path, put.inode_key, put.size, put.mtime, put.ctime, int(put.probed),
             int(facts is not None), algo, sample_size, sample, full, self.now, at, put.root_id,
             put.folder_id, put.kind, put.reason, int(put.racy), self.cache.next_rev(),
-            signed_digest(digest), moved_from, put.metadata,
+            signed_digest(digest), moved_from, put.metadata, inode_number(put.inode_key),
         )
 
     def put(self, put: PutFile) -> None:
@@ -5837,11 +5846,13 @@ class AgentCache:
         """KnownContent of every live or former row with the same size, mtime and inode."""
         prefix = version_prefix(inode_key)
         bounds = (prefix, prefix[:-1] + ";")  # ';' follows ':' in ASCII
-        rows = []
-        for table in ("agent_index", "former"):
-            rows += self.store.rows(
-                f"SELECT {KNOWN_CONTENT_COLUMNS} FROM {table}"
-                " WHERE inode_key >= ? AND inode_key < ? LIMIT 20", bounds)
+        rows = self.store.rows(
+            f"SELECT {KNOWN_CONTENT_COLUMNS} FROM agent_index WHERE ino = ? AND size = ?"
+            " AND inode_key >= ? AND inode_key < ? LIMIT 20",
+            (inode_number(inode_key), int(prefix.partition(":")[0]), *bounds))
+        rows += self.store.rows(
+            f"SELECT {KNOWN_CONTENT_COLUMNS} FROM former"
+            " WHERE inode_key >= ? AND inode_key < ? LIMIT 20", bounds)
         return [KnownContent(*row) for row in rows]
 
     def facts_at(self, path: str):

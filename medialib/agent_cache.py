@@ -17,7 +17,7 @@ from .cache_outbox import Outbox
 from .cache_roots import RootBook
 from .cache_schema import AGENT_MIGRATIONS
 from .index_writer import IndexWriter
-from .scan_common import version_prefix
+from .scan_common import inode_number, version_prefix
 from .sqlite_store import StoreConnection, check_sound, migrate
 
 AGENT_CACHE_INTERFACE = 1  # raised when agents could not use an older or newer agent_cache.py
@@ -115,11 +115,13 @@ class AgentCache:
         """KnownContent of every live or former row with the same size, mtime and inode."""
         prefix = version_prefix(inode_key)
         bounds = (prefix, prefix[:-1] + ";")  # ';' follows ':' in ASCII
-        rows = []
-        for table in ("agent_index", "former"):
-            rows += self.store.rows(
-                f"SELECT {KNOWN_CONTENT_COLUMNS} FROM {table}"
-                " WHERE inode_key >= ? AND inode_key < ? LIMIT 20", bounds)
+        rows = self.store.rows(
+            f"SELECT {KNOWN_CONTENT_COLUMNS} FROM agent_index WHERE ino = ? AND size = ?"
+            " AND inode_key >= ? AND inode_key < ? LIMIT 20",
+            (inode_number(inode_key), int(prefix.partition(":")[0]), *bounds))
+        rows += self.store.rows(
+            f"SELECT {KNOWN_CONTENT_COLUMNS} FROM former"
+            " WHERE inode_key >= ? AND inode_key < ? LIMIT 20", bounds)
         return [KnownContent(*row) for row in rows]
 
     def facts_at(self, path: str):

@@ -32,11 +32,15 @@ AGENT_MIGRATIONS = [
             digest INTEGER NOT NULL,
             moved_from TEXT,
             rejected TEXT,
-            metadata TEXT
+            metadata TEXT,
+            ino INTEGER NOT NULL
         )""",
         # Folder by folder is how a scan compares; the identity finds moved files and hard links.
+        # Files of one folder have inodes close to one another, so that a first scan fills that
+        # index from one end, while the identity's text begins with the size: anywhere. The size
+        # is there for file systems that give many files one inode.
         "CREATE INDEX agent_index_folder ON agent_index (folder_id)",
-        "CREATE INDEX agent_index_identity ON agent_index (inode_key)",
+        "CREATE INDEX agent_index_identity ON agent_index (ino, size)",
         "CREATE INDEX agent_index_rev ON agent_index (rev)",
         "CREATE INDEX agent_index_unprobed ON agent_index (root_id, path)"
         " WHERE kind = 'video' AND probed = 0",

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from .base import MedialibError
 from .cache_changes import Failure, GoneFile, PutFile
-from .scan_common import DIGEST_MODULUS, row_digest, version_prefix
+from .scan_common import DIGEST_MODULUS, inode_number, row_digest, version_prefix
 
 INDEX_COLUMNS = (
     "path, inode_key, size, mtime, ctime, probed, hashed, hash_algo, hash_sample_size, sample_hash,"
     " full_hash, last_seen, last_hashed_at, root_id, folder_id, kind, reason, racy, rev, digest,"
-    " moved_from, metadata"
+    " moved_from, metadata, ino"
 )
-INDEX_INSERT = f"INSERT OR REPLACE INTO agent_index ({INDEX_COLUMNS}) VALUES ({'?,' * 21}?)"
+INDEX_INSERT = f"INSERT OR REPLACE INTO agent_index ({INDEX_COLUMNS}) VALUES ({'?,' * 22}?)"
 FORMER_COLUMNS = (
     "inode_key, root_id, ctime, kind, probed, hashed, hash_algo, hash_sample_size, sample_hash,"
     " full_hash, last_hashed_at, racy, metadata"
@@ -103,7 +103,7 @@ class IndexWriter:
             put.path, put.inode_key, put.size, put.mtime, put.ctime, int(put.probed),
             int(facts is not None), algo, sample_size, sample, full, self.now, at, put.root_id,
             put.folder_id, put.kind, put.reason, int(put.racy), self.cache.next_rev(),
-            signed_digest(digest), moved_from, put.metadata,
+            signed_digest(digest), moved_from, put.metadata, inode_number(put.inode_key),
         )
 
     def put(self, put: PutFile) -> None:

@@ -299,6 +299,11 @@ def parse_inode_key(key: str) -> tuple:
     return int(size), int(mtime_s) * 1_000_000_000, int(ino), int(dev)
 
 
+def inode_number(key: str) -> int:
+    """The inode of an identity of either form, within the numbers SQLite has room for."""
+    return int(key.rsplit(":", 2)[1]) & 0x7FFF_FFFF_FFFF_FFFF
+
+
 def version_prefix(key: str) -> str:
     """"size:mtime_ns:ino:": what all keys of one content version start with."""
     if _INODE_KEY.match(key):
