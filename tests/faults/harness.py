@@ -141,6 +141,12 @@ def root_states(host, name: str) -> dict:
     return {root["path"]: root["state"] for root in host.agents()[name]["roots"]}
 
 
+def figures(**counts) -> None:
+    """What a run has tried and found, for whoever reads the report (pytest -rA)."""
+    print("figures:", ", ".join(f"{name.replace('_', ' ')} {count}"
+                                for name, count in counts.items()), f"(seed {SEED})")
+
+
 def either(quick: list, whole: list) -> list:
     """The values of a parameter: some of them in every run, all of them in a long one."""
     return whole if support.LONG else quick
@@ -159,6 +165,31 @@ def strace(call: str, *, path=None, trace="", output="/dev/null", **injected) ->
     where = ["-P", str(path)] if path else []
     return ["strace", "-f", "-qqq", "-o", str(output), *where,
             "-e", f"trace={trace or call}", "-e", f"inject={inject}"]
+
+
+def counting(folder: Path, *calls: str) -> list:
+    """The prefix that writes each thread's calls of these kinds to a file of its own."""
+    support.need("strace")
+    folder.mkdir(parents=True)
+    return ["strace", "-ff", "-qqq", "-e", f"trace={','.join(calls)}",
+            "-o", str(folder / "thread")]
+
+
+def most_calls(folder: Path, call: str) -> int:
+    """How often any one thread made this call: how far an injection's `when` can count."""
+    return max(sum(line.startswith(f"{call}(") for line in
+                   path.read_text("utf-8", "replace").splitlines()) for path in folder.iterdir())
+
+
+def points_up_to(most: int, count: int) -> list:
+    """Up to `count` numbers of a call at which to strike, the first ones close to each other.
+
+    Commits are shared and threads take turns, so that no two runs make as many calls: the last
+    point is well below `most`, and a run that is much like the counted one gets there.
+    """
+    sure = max(1, most // 2)
+    return sorted({1 + round((sure - 1) * (step / max(1, count - 1)) ** 2)
+                   for step in range(count)})
 
 
 def run_as_nobody() -> list:

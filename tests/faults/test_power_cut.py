@@ -52,10 +52,12 @@ def power_cuts(world, cuts: int) -> int:
     with harness.loop_mounted(image, host.data):
         host.start()
         lost = [path for poster in everybody for path in poster.lost()]
+        acknowledged = sum(len(poster.acknowledged) for poster in everybody)
+        harness.figures(power_cuts=cuts, batches_acknowledged=acknowledged, records_lost=len(lost))
         assert lost == [], f"{len(lost)} acknowledged records lost (seed {harness.SEED})"
         assert host.stop() == 0
         world.sound(host)
-    return sum(len(poster.acknowledged) for poster in everybody)
+    return acknowledged
 
 
 def test_nothing_acknowledged_is_lost_in_a_power_cut(world):
