@@ -38,16 +38,16 @@ here, `there` where in the module: that maps a traceback back.
     6589     16  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
     6683     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
     7074     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7373     16  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    7579     21  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    7928     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    8101     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    8465     17  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
-    8527     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
-    8592     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
-    8816     47  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
+    7380     16  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    7586     21  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    7935     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    8108     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    8472     17  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
+    8534     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
+    8599     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
+    8823     47  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
 """
-# sha256 of all below this line: e43cef66ad5c9c83a75c1bf713900158c7f1c39327ce846ebc4ad41c6a18a040
+# sha256 of all below this line: 54d46d732a8df9299bd1334a0c1daf0781059776835bb0fcf12875ccfaf33eb1
 
 from __future__ import annotations
 
@@ -7301,12 +7301,19 @@ class ProbePass(CachePass):
             self.forget_attempt(row)
             return
         self.stats.errors += 1
-        text, next_try = str(error), None
-        if isinstance(error, OSError):
-            text = error_text(error)
-        if isinstance(error, OSError) or kind in PASSING_FAILURES:
-            next_try = retry_time(self.cache, row.path, self.stage, self.clock())
-        self.buffer.add(self.failure(row, kind, text, next_try))
+        text = error_text(error) if isinstance(error, OSError) else str(error)
+        self.buffer.add(self.failure(row, kind, text, self._next_try(row, error, kind)))
+
+    def _next_try(self, row, error, kind: str) -> float | None:
+        """What may pass is tried again some time; what ended ffprobe (the file, or somebody who
+        wanted the memory) until its third time; any other answer stands until the file changes.
+        """
+        may_pass = isinstance(error, OSError) or kind in PASSING_FAILURES
+        if kind == "crashed":
+            may_pass = self.cache.failure(row.path, self.stage)[2] < MOST_ATTEMPTS
+        if not may_pass:
+            return None
+        return retry_time(self.cache, row.path, self.stage, self.clock())
 
 
 class FullHashPass(CachePass):

@@ -38,54 +38,54 @@ here, `there` where in the module: that maps a traceback back.
     6634     16  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
     6728     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
     7119     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7418     16  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    7624     21  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    7973     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    8146     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    8510     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
-    8772     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
-    8942     18  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
-    9257     20  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
-    9397     30  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
-    9788     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
-   10001     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
-   10110     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
-   10164     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
-   10264     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
-   10362     11  medialib/catalog_show.py: Files as the API shows them.
-   10409     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
-   10623     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
-   10691     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
-   10790     30  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
-   11039     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
-   11192     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
-   11373     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
-   11502     25  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
-   11777     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
-   12061     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
-   12164     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
-   12197     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
-   12354      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
-   12496     13  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others, found in the sort's own index.
-   12560     27  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   12931     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   12972     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   13158     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
-   13389     36  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   13769     18  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   13881      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   13922      1  medialib/web/: The files of the web UI.
-   17961     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   18060     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   18131     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   18303     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   18391     16  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   18507      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   18588      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   18631     44  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   18925     39  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+    7425     16  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    7631     21  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    7980     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    8153     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    8517     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
+    8779     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
+    8949     18  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
+    9264     20  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
+    9404     30  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
+    9795     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
+   10008     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
+   10117     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
+   10171     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
+   10271     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
+   10369     11  medialib/catalog_show.py: Files as the API shows them.
+   10416     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
+   10630     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
+   10698     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
+   10797     30  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
+   11046     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
+   11199     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
+   11380     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
+   11509     25  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
+   11784     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
+   12068     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
+   12171     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
+   12204     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
+   12361      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
+   12503     13  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others, found in the sort's own index.
+   12567     27  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   12938     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   12979     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   13165     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   13396     36  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   13776     18  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   13888      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   13929      1  medialib/web/: The files of the web UI.
+   17968     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   18067     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   18138     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   18310     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   18398     16  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   18514      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   18595      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   18638     44  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   18932     39  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: 6ca5ba9f75d8bee0f5f14ece5d2846752164ba57a8478c3dfe750b164d7e1262
+# sha256 of all below this line: c1b955ed2297d867bcfe81f82909f801bf899566abfe8e7902796647aa931023
 
 from __future__ import annotations
 
@@ -7346,12 +7346,19 @@ class ProbePass(CachePass):
             self.forget_attempt(row)
             return
         self.stats.errors += 1
-        text, next_try = str(error), None
-        if isinstance(error, OSError):
-            text = error_text(error)
-        if isinstance(error, OSError) or kind in PASSING_FAILURES:
-            next_try = retry_time(self.cache, row.path, self.stage, self.clock())
-        self.buffer.add(self.failure(row, kind, text, next_try))
+        text = error_text(error) if isinstance(error, OSError) else str(error)
+        self.buffer.add(self.failure(row, kind, text, self._next_try(row, error, kind)))
+
+    def _next_try(self, row, error, kind: str) -> float | None:
+        """What may pass is tried again some time; what ended ffprobe (the file, or somebody who
+        wanted the memory) until its third time; any other answer stands until the file changes.
+        """
+        may_pass = isinstance(error, OSError) or kind in PASSING_FAILURES
+        if kind == "crashed":
+            may_pass = self.cache.failure(row.path, self.stage)[2] < MOST_ATTEMPTS
+        if not may_pass:
+            return None
+        return retry_time(self.cache, row.path, self.stage, self.clock())
 
 
 class FullHashPass(CachePass):

@@ -258,12 +258,19 @@ class ProbePass(CachePass):
             self.forget_attempt(row)
             return
         self.stats.errors += 1
-        text, next_try = str(error), None
-        if isinstance(error, OSError):
-            text = error_text(error)
-        if isinstance(error, OSError) or kind in PASSING_FAILURES:
-            next_try = retry_time(self.cache, row.path, self.stage, self.clock())
-        self.buffer.add(self.failure(row, kind, text, next_try))
+        text = error_text(error) if isinstance(error, OSError) else str(error)
+        self.buffer.add(self.failure(row, kind, text, self._next_try(row, error, kind)))
+
+    def _next_try(self, row, error, kind: str) -> float | None:
+        """What may pass is tried again some time; what ended ffprobe (the file, or somebody who
+        wanted the memory) until its third time; any other answer stands until the file changes.
+        """
+        may_pass = isinstance(error, OSError) or kind in PASSING_FAILURES
+        if kind == "crashed":
+            may_pass = self.cache.failure(row.path, self.stage)[2] < MOST_ATTEMPTS
+        if not may_pass:
+            return None
+        return retry_time(self.cache, row.path, self.stage, self.clock())
 
 
 class FullHashPass(CachePass):

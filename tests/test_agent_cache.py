@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+import time
 
 import pytest
 
@@ -14,6 +15,7 @@ from medialib.agent_cache import AgentCache
 from medialib.ffprobe import Ffprobe
 from medialib.hashing import FileChanging
 from medialib.http_client import PeerUnreachable
+from medialib.probe_run import ProbeFailed
 from tests import support
 from tests.agent_world import OpenCounter, World, age
 
@@ -359,6 +361,36 @@ def test_a_video_that_ends_the_program_is_left_alone_the_third_time(world, monke
     described = {os.path.basename(path) for path, row in world.known().items() if row["metadata"]}
     assert described == {"a.mkv", "c.mkv"}
     assert world.known()[world.path("b.mkv")]["error"]["class"] == "crashes"
+
+
+def test_a_video_that_ends_ffprobe_is_tried_three_times(tmp_path, monkeypatch):
+    """It may have been the file, or whoever wanted the memory; what is no video is asked once."""
+    days = [0]
+    world = World(tmp_path / "world", clock=lambda: time.time() + days[0] * 86400)
+    world.ffprobe = Ffprobe("/usr/bin/ffprobe", "1")
+    fill(world, ("a.mkv", "b.mkv", "c.mkv"))
+    outcomes = {"a.mkv": [], "b.mkv": ["crashed"] * 9, "c.mkv": ["crashed"]}
+
+    def outcome(native):
+        waiting = outcomes[os.path.basename(native)]
+        if native.endswith("a.mkv"):
+            raise ProbeFailed("not a video", "no streams")
+        if waiting:
+            raise ProbeFailed(waiting.pop(), "ffprobe was ended by signal 9")
+        return {"duration": 1.0}
+
+    asked = probing(monkeypatch, outcome)
+    for _ in range(6):
+        world.sync()
+        world.sync()
+        days[0] += 1
+    assert sorted(asked) == ["a.mkv"] + ["b.mkv"] * 3 + ["c.mkv"] * 2
+    assert world.known()[world.path("c.mkv")]["metadata"]
+    world.write("b.mkv", b"another")
+    outcomes["b.mkv"].clear()
+    world.sync()
+    assert world.known()[world.path("b.mkv")]["metadata"]
+    world.stop()
 
 
 # The cache itself
