@@ -13,41 +13,41 @@ here, `there` where in the module: that maps a traceback back.
     1046     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
     1357     20  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
     1654     24  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
-    1854     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
-    1890     20  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
-    2070     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
-    2300     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2551     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, depth and number of objects.
-    2710     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    2917     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    3049     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3302     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3377     25  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    3761     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
-    4133     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4433     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    4550     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    4684     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain tuples, no SQL.
-    4826     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    5194      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5446     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    5709     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6051     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6109     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6252     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    6589     16  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    6683     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    7074     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7380     16  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    7586     21  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    7935     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    8108     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    8472     17  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
-    8534     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
-    8599     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
-    8823     47  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
+    1857     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
+    1893     20  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
+    2073     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
+    2303     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
+    2554     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, depth and number of objects.
+    2713     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    2920     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3052     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3305     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3380     25  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    3764     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
+    4136     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4436     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    4553     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    4687     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
+    4830     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    5198      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5451     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    5714     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6056     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6114     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6257     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    6576     16  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    6670     35  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    7063     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7369     16  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    7575     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    7926     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    8099     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    8463     17  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
+    8525     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
+    8590     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
+    8814     47  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
 """
-# sha256 of all below this line: 54d46d732a8df9299bd1334a0c1daf0781059776835bb0fcf12875ccfaf33eb1
+# sha256 of all below this line: 4ceafbc69c5a3c1a0718b2917ec2f7e4e50156b8e0935b1292429cfd0ea90f39
 
 from __future__ import annotations
 
@@ -1666,12 +1666,14 @@ class FileChanging(Exception):
 
 
 class HashResult(NamedTuple):
-    """Lower-case hex digests. `full_hash` is None where the file is larger than three samples."""
+    """What reading a file gave: label, sample size, lower-case hex digests, when (epoch s).
+    `full_hash` is None where the file is larger than three samples and was not read whole.
+    """
 
-    sample_hash: str
-    full_hash: str | None
     algo: str
     sample_size: int
+    sample_hash: str
+    full_hash: str | None
     hashed_at: float
 
 
@@ -1724,8 +1726,9 @@ def open_unchanged(native_path: str, expected, *, follow: bool = False,
         descriptor = os.open(native_path, flags)
     try:
         seen = os.fstat(descriptor)
-        inode = f"{seen.st_ino}:" if inodes_stable else ""
-        version = f"{seen.st_size}:{seen.st_mtime_ns}:{inode}"
+        version = f"{seen.st_size}:{seen.st_mtime_ns}:{seen.st_ino}:"
+        if not inodes_stable:
+            version = f"{seen.st_size}:{seen.st_mtime_ns}:"
         if not expected.inode_key.startswith(version) or not stat.S_ISREG(seen.st_mode):
             raise FileChanging("the file changed since it was listed")
     except BaseException:
@@ -1763,12 +1766,12 @@ def sample_hash_file(native_path: str, expected, algo: str, sample_size: int, *,
     Raises FileChanging, and OSError where the file cannot be opened or read.
     """
     size = expected.size
-    hasher = new_hasher(algo)
     whole = size <= 3 * sample_size
     descriptor, before = open_unchanged(
         native_path, expected, follow=follow, inodes_stable=inodes_stable
     )
     try:
+        hasher = new_hasher(algo)
         if whole:
             _feed_exactly(hasher, descriptor, size)
         else:
@@ -1777,7 +1780,7 @@ def sample_hash_file(native_path: str, expected, algo: str, sample_size: int, *,
     finally:
         os.close(descriptor)
     digest = hasher.hexdigest()
-    return HashResult(digest, digest if whole else None, algo, sample_size, time.time())
+    return HashResult(algo, sample_size, digest, digest if whole else None, time.time())
 
 
 def _feed_samples(hasher, descriptor: int, size: int, sample_size: int) -> None:
@@ -4678,39 +4681,40 @@ AGENT_MIGRATIONS = [
 
 # =================================================================================================
 # medialib/cache_changes.py, from its line 12
-# What a scan tells the cache and what the cache tells a scan: plain tuples, no SQL.
+# What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
 # =================================================================================================
 
-class Facts(NamedTuple):
-    """What reading a file gave: label, sample size, hashes (lower-case hex), when (epoch s)."""
+class PutFile:
+    """A file as it is now, carried from the walk to the cache; stored with the facts (a HashResult)
+    that reading it gave. Facts and metadata of another identity at this path are dropped.
 
-    hash_algo: str
-    sample_size: int
-    sample_hash: str
-    full_hash: str | None
-    hashed_at: float
-
-
-class PutFile(NamedTuple):
-    """A file as it is now. Facts and metadata of another identity at this path are dropped."""
+    found        has size, mtime, ctime and inode_key: a FoundFile of the walk
+    known        the KnownContent that a second look should confirm
+    fresh        the path cannot be in the index yet
+    retold       the host has this very row already, without hashes
+    twins        other names of the same inode, which share what reading it gives
+    """
 
     verb = "put"
-    root_id: int
-    folder_id: int
-    path: str
-    rel: str
-    size: int
-    mtime: float
-    ctime: float
-    inode_key: str
-    kind: str
-    reason: str | None
-    facts: Facts | None
-    racy: bool = False
-    moved_from: str | None = None
-    metadata: str | None = None
-    probed: bool = False
-    fresh: bool = False  # the path cannot be in the index yet
+    facts = None
+    racy = False
+    moved_from = None
+    metadata = None
+    probed = False
+    known = None
+    fresh = False
+    retold = False
+    twins = ()
+
+    def __init__(self, found, root_id: int, folder_id: int, path: str, rel: str, kind: str,
+                 reason: str | None):
+        self.found = found
+        self.root_id = root_id
+        self.folder_id = folder_id
+        self.path = path
+        self.rel = rel
+        self.kind = kind
+        self.reason = reason
 
 
 class PutFolder(NamedTuple):
@@ -5201,6 +5205,7 @@ FORMER_COLUMNS = (
     "inode_key, root_id, ctime, kind, probed, hashed, hash_algo, hash_sample_size, sample_hash,"
     " full_hash, last_hashed_at, racy, metadata"
 )
+NO_FACTS = (None, None, None, None, None)
 # Under the path that the host knows: a move that was not delivered is news only to us.
 KEEP_FORMER = (
     f"INSERT INTO former (path, {FORMER_COLUMNS}) SELECT CASE WHEN rev > ? THEN"
@@ -5271,24 +5276,24 @@ class IndexWriter:
 
     def insert_fresh(self, puts: list) -> None:
         """Rows for paths that cannot be in the index yet (the first scan of an empty cache)."""
-        seen = {}
-        for put in puts:
-            seen[put.path] = put  # the same path twice in one batch: the later one is right
+        # The same path twice in one batch: the later one is right.
+        seen = {put.path: put for put in puts}
         self.db.executemany(INDEX_INSERT, [self.index_row(put) for put in seen.values()])
-        for put in puts:
-            if put.facts is not None:
-                self.forget_failure(put.path, "read")
+        if self.cache.error_count:
+            for put in puts:
+                if put.facts is not None:
+                    self.forget_failure(put.path, "read")
 
     def index_row(self, put: PutFile, moved_from: str | None = None) -> tuple:
-        facts = put.facts
-        algo, sample_size, sample, full, at = facts or (None, None, None, None, None)
-        digest = row_digest(put.rel, put.inode_key, put.kind, algo, sample, full, put.probed)
-        self.cache.roots.add(put.root_id, put.size, digest)
+        found, facts, kind, key = put.found, put.facts, put.kind, put.found.inode_key
+        algo, sample_size, sample, full, at = facts or NO_FACTS
+        digest = row_digest(put.rel, key, kind, algo, sample, full, put.probed)
+        self.cache.roots.add(put.root_id, found.size, digest)
         return (
-            put.path, put.inode_key, put.size, put.mtime, put.ctime, int(put.probed),
+            put.path, key, found.size, found.mtime, found.ctime, int(put.probed),
             int(facts is not None), algo, sample_size, sample, full, self.now, at, put.root_id,
-            put.folder_id, put.kind, put.reason, int(put.racy), self.cache.next_rev(),
-            signed_digest(digest), moved_from, put.metadata, inode_number(put.inode_key),
+            put.folder_id, kind, put.reason, int(put.racy), self.cache.next_rev(),
+            signed_digest(digest), moved_from, put.metadata, inode_number(key),
         )
 
     def put(self, put: PutFile) -> None:
@@ -5311,7 +5316,7 @@ class IndexWriter:
         """Another row takes the place of this one; where the host finds the new one's content."""
         self.drop_totals(old)
         undelivered = old["rev"] > self.told
-        if version_prefix(old["inode_key"]) == version_prefix(put.inode_key):
+        if version_prefix(old["inode_key"]) == version_prefix(put.found.inode_key):
             if moved_from is None and undelivered:
                 return old["moved_from"]  # the host has not heard of that move yet
             if old["root_id"] != put.root_id:
@@ -5338,7 +5343,7 @@ class IndexWriter:
         if self.cache.error_count:
             self.move_failures(put)
         old = self.old_row(put.moved_from)
-        if old is None or version_prefix(old["inode_key"]) != version_prefix(put.inode_key):
+        if old is None or version_prefix(old["inode_key"]) != version_prefix(put.found.inode_key):
             return put.moved_from
         self.drop_totals(old)
         self.db.execute("DELETE FROM agent_index WHERE path = ?", (put.moved_from,))
@@ -5351,7 +5356,7 @@ class IndexWriter:
 
     def move_failures(self, put: PutFile) -> None:
         """What ffprobe could not do it cannot do under the new name either."""
-        prefix = version_prefix(put.inode_key)
+        prefix = version_prefix(put.found.inode_key)
         self.db.execute(
             "UPDATE OR REPLACE agent_error SET path = ?, root_id = ?"
             " WHERE path = ? AND inode_key >= ? AND inode_key < ?",
@@ -6063,7 +6068,7 @@ class ChangeBuffer:
         self.on_stored = on_stored
         self.generation = cache.generation
         self.changes = []
-        self.recent = {}  # {inode_key: Facts} of hard links that are not stored yet
+        self.recent = {}  # {inode_key: HashResult} of hard links that are not stored yet
         self.cursor = None
         self.since = time.monotonic()
 
@@ -6261,27 +6266,6 @@ SLOW_FILE_S = 0.02
 COLD_BLOCKS = 2  # a file takes at least eight blocks of 512 bytes: about one in four was not cached
 
 
-class HashJob:
-    """One file to be read. `known` are the facts that a second look should confirm."""
-
-    __slots__ = ("found", "root_id", "folder_id", "path", "rel", "kind", "reason", "moved_from",
-                 "known", "fresh", "retold", "twins")
-
-    def __init__(self, found, root_id, folder_id, path, rel, kind, reason):
-        self.found = found
-        self.root_id = root_id
-        self.folder_id = folder_id
-        self.path = path
-        self.rel = rel
-        self.kind = kind
-        self.reason = reason
-        self.moved_from = None
-        self.known = None
-        self.fresh = False
-        self.retold = False  # the host has this very row already, without hashes
-        self.twins = []
-
-
 class HashWindow:
     """Reads what RootScan gives it and notes the outcome in the buffer. Use it as a context; call
     `drain` for all that was given so far. `mark` has the cursor follow what is stored.
@@ -6334,6 +6318,8 @@ class HashWindow:
             if len(self.linked) < LINKS_WAITING:
                 self.linked[job.found.inode_key] = job
             return False
+        if not first.twins:
+            first.twins = []
         first.twins.append(job)
         return True
 
@@ -6383,18 +6369,17 @@ class HashWindow:
         while self.window:
             self._take_oldest()
         self.stats.workers = 1
-        for job, outcome in self._hash_chunk(chunk):
-            self._store_outcome(job, outcome)
-        self.buffer.flush_if_due()
+        self._store_outcomes(self._hash_chunk(chunk))
 
     def _hash_chunk(self, jobs: list) -> list:
         """[(job, HashResult or exception)]; notes whether there was anything to wait for."""
         done = []
         started, blocks = time.monotonic(), disk_blocks_read()
-        for job in jobs:
-            if not self.control.keep_going():
-                return done
-            done.append((job, self._hash_one(job.found)))
+        with self.turn:
+            for job in jobs:
+                if not self.control.keep_going():
+                    return done
+                done.append((job, self._hash_one(job.found)))
         self.waits = (
             self.info.network or blocks is None
             or disk_blocks_read() - blocks > COLD_BLOCKS * len(jobs)
@@ -6403,10 +6388,9 @@ class HashWindow:
 
     def _hash_one(self, found):
         try:
-            with self.turn:
-                return sample_hash_file(
-                    found.native, found, self.plan.algo, self.plan.sample_size,
-                    follow=self.plan.follow_symlinks, inodes_stable=self.scan.inodes_stable)
+            return sample_hash_file(
+                found.native, found, self.plan.algo, self.plan.sample_size,
+                follow=self.plan.follow_symlinks, inodes_stable=self.scan.inodes_stable)
         except (OSError, FileChanging) as error:
             return error
 
@@ -6436,12 +6420,10 @@ class HashWindow:
         if future is None:
             self.scan.set_cursor(rel)
             return
-        work = 0
-        for job, outcome in future.result():
-            self._store_outcome(job, outcome)
-            work += min(job.found.size, 3 * self.plan.sample_size) + STAT_WORK
-        self.permits.note(work)
-        self.buffer.flush_if_due()
+        outcomes = future.result()
+        most = 3 * self.plan.sample_size
+        self.permits.note(sum(min(job.found.size, most) + STAT_WORK for job, _ in outcomes))
+        self._store_outcomes(outcomes)
 
     def drain(self) -> None:
         """Everything given is read and in the cache."""
@@ -6461,19 +6443,26 @@ class HashWindow:
             self._take_oldest()
         self.buffer.flush()
 
-    def _store_outcome(self, job, outcome) -> None:
-        self.linked.pop(job.found.inode_key, None)
-        self.stats.opened += 1
+    def _store_outcomes(self, outcomes: list) -> None:
+        for job, outcome in outcomes:
+            if job.found.nlink > 1:
+                self.linked.pop(job.found.inode_key, None)
+            if isinstance(outcome, HashResult):
+                self._hashed(job, outcome)
+            else:
+                self._not_hashed(job, outcome)
+        self.stats.opened += len(outcomes)
         self.stats.last_progress = time.monotonic()
+        self.buffer.flush_if_due()
+
+    def _not_hashed(self, job, outcome) -> None:
         if isinstance(outcome, FileChanging):
             self._changing(job)
         elif isinstance(outcome, FileNotFoundError):
             self._vanished(job)
-        elif isinstance(outcome, OSError):
+        else:
             wait_s = retry_time(self.cache, job.path, "read", 0.0)
             self._give_up(job, error_class(outcome), error_text(outcome), wait_s)
-        else:
-            self._hashed(job, outcome)
 
     def _vanished(self, job) -> None:
         """The next listing will tell; its other names are there and want to be read."""
@@ -6483,21 +6472,20 @@ class HashWindow:
             first.twins = others
             self.read(first)
 
-    def _hashed(self, job, result) -> None:
+    def _hashed(self, job, facts) -> None:
         self.stats.hashed += 1
         self.stats.data_bytes += min(job.found.size, 3 * self.plan.sample_size)
-        facts = Facts(result.algo, result.sample_size, result.sample_hash, result.full_hash,
-                      result.hashed_at)
         if job.found.nlink > 1:
             self.buffer.recent[job.found.inode_key] = facts
-        for each in (job, *job.twins):
-            self._note(each, facts)
+        self._note(job, facts)
+        for twin in job.twins:
+            self._note(twin, facts)
 
     def _note(self, job, facts) -> None:
         """The file has these hashes; where it had them before, the rest that is known stands."""
         known, found = job.known, job.found
         if known is None or not known.hashed or known.sample_hash != facts.sample_hash \
-                or known.hash_algo != facts.hash_algo \
+                or known.hash_algo != facts.algo \
                 or not same_version(known.inode_key, found.inode_key, self.scan.inodes_stable):
             self.put(job, facts)
         elif (known.inode_key, known.ctime) == (found.inode_key, found.ctime):
@@ -6508,13 +6496,11 @@ class HashWindow:
 
     def put(self, job, facts, content=None) -> None:
         """Note the file with these facts; `content` gives ffprobe's answer where it is the same."""
-        found = job.found
-        racy = facts is not None and abs(facts.hashed_at - found.mtime) < RACY_S
-        probed = bool(content is not None and content.probed and job.kind == "video")
-        self.buffer.add(PutFile(
-            job.root_id, job.folder_id, job.path, job.rel, found.size, found.mtime, found.ctime,
-            found.inode_key, job.kind, job.reason, facts, racy, job.moved_from,
-            content.metadata if probed else None, probed, job.fresh))
+        job.facts = facts
+        job.racy = facts is not None and abs(facts.hashed_at - job.found.mtime) < RACY_S
+        if content is not None and content.probed and job.kind == "video":
+            job.metadata, job.probed = content.metadata, True
+        self.buffer.add(job)
 
     def _changing(self, job) -> None:
         """It was written to while it was read: one more try now, then again with the next scan."""
@@ -6524,7 +6510,8 @@ class HashWindow:
             return
         job.found = again
         job.known = None
-        outcome = self._hash_one(again)
+        with self.turn:
+            outcome = self._hash_one(again)
         if isinstance(outcome, (FileChanging, OSError)):
             self._give_up(job, "changing", "it was being written to while it was read", 0)
             return
@@ -6576,9 +6563,9 @@ def look_at_file(native: str, follow_symlinks: bool):
     return None
 
 
-def facts_of_content(content) -> Facts:
-    return Facts(content.hash_algo, content.hash_sample_size, content.sample_hash,
-                 content.full_hash, content.last_hashed_at or 0.0)
+def facts_of_content(content) -> HashResult:
+    return HashResult(content.hash_algo, content.hash_sample_size, content.sample_hash,
+                      content.full_hash, content.last_hashed_at or 0.0)
 
 
 # =================================================================================================
@@ -6676,7 +6663,7 @@ def device_of(path: str) -> int | None:
 
 
 # =================================================================================================
-# medialib/scan_pipeline.py, from its line 36
+# medialib/scan_pipeline.py, from its line 35
 # Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
 # =================================================================================================
 
@@ -6705,6 +6692,7 @@ class RootScan:
         self.new_folders = {}
         self.ledger = {}
         self.inodes_stable = True
+        self.rel_start = 0  # where relative paths begin in those of the present folder's files
         self.folder_errors = 0
         self.info = None
         self.root = None
@@ -6779,6 +6767,7 @@ class RootScan:
         elif self.cache.error_count:
             self.buffer.add(ClearFailure(self.root.file_path(listing.rel), "list"))
         prefix = self.root.file_path(listing.rel + "/" if listing.rel else "")
+        self.rel_start = len(self.root.prefix())
         if len(listing.names) > BIG_FOLDER or (
                 not is_new and self.cache.folder_count(folder_id, BIG_FOLDER + 1) > BIG_FOLDER):
             self._compare_big(listing, folder_id, prefix)
@@ -6879,7 +6868,7 @@ class RootScan:
 
     def _consider(self, found, folder_id: int, path: str, row) -> None:
         kind, reason = self.plan.kind_of(found.name)
-        job = HashJob(found, self.root.id, folder_id, path, self.root_rel(path), kind, reason)
+        job = PutFile(found, self.root.id, folder_id, path, path[self.rel_start:], kind, reason)
         self.stats.count_kind(kind)
         if row is None or not same_version(row[1], found.inode_key, self.inodes_stable):
             job.fresh = row is None and self.first
@@ -7043,7 +7032,7 @@ class RootScan:
         if found is None or known is None:
             return
         kind, reason = self.plan.kind_of(found.name)
-        job = HashJob(found, self.root.id, folder_id, path, self.root_rel(path), kind, reason)
+        job = PutFile(found, self.root.id, folder_id, path, self.root_rel(path), kind, reason)
         if same_version(known.inode_key, found.inode_key, self.inodes_stable):
             job.known = known
         self.window.read(job)
@@ -7579,7 +7568,7 @@ class Scanner:
 
 
 # =================================================================================================
-# medialib/delivery.py, from its line 21
+# medialib/delivery.py, from its line 23
 # Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
 # =================================================================================================
 
@@ -7911,15 +7900,17 @@ def adopted_folders(cache, root, rel: str) -> tuple:
 def adopted_file(root, folder_id: int, rel: str, file: dict) -> PutFile:
     """The host's record of a file as a row of the cache."""
     rel_path = join_rel(rel, file["name"])
+    found = FoundFile(file["name"], "", file["size"], file["mtime"], file["ctime"],
+                      file["inode_key"], 1)
+    put = PutFile(found, root.id, folder_id, root.file_path(rel_path), rel_path, file["kind"],
+                  file.get("reason"))
     hashes, metadata = file.get("hashes"), file.get("metadata")
-    facts = None
     if hashes:
-        facts = Facts(hashes["algo"], hashes["sample_size"], hashes["sample_hash"],
-                      hashes.get("full_hash"), 0.0)
-    return PutFile(root.id, folder_id, root.file_path(rel_path), rel_path, file["size"],
-                   file["mtime"], file["ctime"], file["inode_key"], file["kind"],
-                   file.get("reason"), facts, metadata=json.dumps(metadata) if metadata else None,
-                   probed=bool(metadata))
+        put.facts = HashResult(hashes["algo"], hashes["sample_size"], hashes["sample_hash"],
+                               hashes.get("full_hash"), 0.0)
+    if metadata:
+        put.metadata, put.probed = json.dumps(metadata), True
+    return put
 
 
 def root_body(root) -> dict:

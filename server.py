@@ -13,79 +13,79 @@ here, `there` where in the module: that maps a traceback back.
     1091     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
     1402     20  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
     1699     24  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
-    1899     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
-    1935     20  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
-    2115     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
-    2345     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2596     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, depth and number of objects.
-    2755     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    2962     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    3094     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3347     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3422     25  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    3806     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
-    4178     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4478     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    4595     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    4729     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain tuples, no SQL.
-    4871     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    5239      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5491     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    5754     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6096     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6154     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6297     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    6634     16  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    6728     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    7119     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7425     16  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    7631     21  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    7980     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    8153     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    8517     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
-    8779     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
-    8949     18  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
-    9264     20  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
-    9404     30  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
-    9795     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
-   10008     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
-   10117     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
-   10171     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
-   10271     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
-   10369     11  medialib/catalog_show.py: Files as the API shows them.
-   10416     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
-   10630     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
-   10698     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
-   10797     30  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
-   11046     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
-   11199     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
-   11380     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
-   11509     25  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
-   11784     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
-   12068     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
-   12171     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
-   12204     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
-   12361      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
-   12503     13  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others, found in the sort's own index.
-   12567     27  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   12938     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   12979     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   13165     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
-   13396     36  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   13776     18  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   13888      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   13929      1  medialib/web/: The files of the web UI.
-   17968     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   18067     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   18138     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   18310     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   18398     16  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   18514      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   18595      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   18638     44  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   18932     39  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+    1902     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
+    1938     20  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
+    2118     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
+    2348     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
+    2599     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, depth and number of objects.
+    2758     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    2965     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3097     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3350     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3425     25  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    3809     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
+    4181     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4481     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    4598     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    4732     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
+    4875     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    5243      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5496     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    5759     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6101     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6159     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6302     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    6621     16  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    6715     35  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    7108     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7414     16  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    7620     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    7971     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    8144     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    8508     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
+    8770     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
+    8940     18  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
+    9255     20  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
+    9395     30  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
+    9786     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
+    9999     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
+   10108     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
+   10162     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
+   10262     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
+   10360     11  medialib/catalog_show.py: Files as the API shows them.
+   10407     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
+   10621     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
+   10689     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
+   10788     30  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
+   11037     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
+   11190     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
+   11371     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
+   11500     25  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
+   11775     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
+   12059     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
+   12162     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
+   12195     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
+   12352      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
+   12494     13  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others, found in the sort's own index.
+   12558     27  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   12929     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   12970     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   13156     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   13387     36  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   13767     18  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   13879      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   13920      1  medialib/web/: The files of the web UI.
+   17959     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   18058     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   18129     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   18301     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   18389     16  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   18505      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   18586      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   18629     44  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   18923     39  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: c1b955ed2297d867bcfe81f82909f801bf899566abfe8e7902796647aa931023
+# sha256 of all below this line: 9a08d64aa863c552e268eb9b2c30db1c85f378b54e1ae0b2867838d126743bcb
 
 from __future__ import annotations
 
@@ -1711,12 +1711,14 @@ class FileChanging(Exception):
 
 
 class HashResult(NamedTuple):
-    """Lower-case hex digests. `full_hash` is None where the file is larger than three samples."""
+    """What reading a file gave: label, sample size, lower-case hex digests, when (epoch s).
+    `full_hash` is None where the file is larger than three samples and was not read whole.
+    """
 
-    sample_hash: str
-    full_hash: str | None
     algo: str
     sample_size: int
+    sample_hash: str
+    full_hash: str | None
     hashed_at: float
 
 
@@ -1769,8 +1771,9 @@ def open_unchanged(native_path: str, expected, *, follow: bool = False,
         descriptor = os.open(native_path, flags)
     try:
         seen = os.fstat(descriptor)
-        inode = f"{seen.st_ino}:" if inodes_stable else ""
-        version = f"{seen.st_size}:{seen.st_mtime_ns}:{inode}"
+        version = f"{seen.st_size}:{seen.st_mtime_ns}:{seen.st_ino}:"
+        if not inodes_stable:
+            version = f"{seen.st_size}:{seen.st_mtime_ns}:"
         if not expected.inode_key.startswith(version) or not stat.S_ISREG(seen.st_mode):
             raise FileChanging("the file changed since it was listed")
     except BaseException:
@@ -1808,12 +1811,12 @@ def sample_hash_file(native_path: str, expected, algo: str, sample_size: int, *,
     Raises FileChanging, and OSError where the file cannot be opened or read.
     """
     size = expected.size
-    hasher = new_hasher(algo)
     whole = size <= 3 * sample_size
     descriptor, before = open_unchanged(
         native_path, expected, follow=follow, inodes_stable=inodes_stable
     )
     try:
+        hasher = new_hasher(algo)
         if whole:
             _feed_exactly(hasher, descriptor, size)
         else:
@@ -1822,7 +1825,7 @@ def sample_hash_file(native_path: str, expected, algo: str, sample_size: int, *,
     finally:
         os.close(descriptor)
     digest = hasher.hexdigest()
-    return HashResult(digest, digest if whole else None, algo, sample_size, time.time())
+    return HashResult(algo, sample_size, digest, digest if whole else None, time.time())
 
 
 def _feed_samples(hasher, descriptor: int, size: int, sample_size: int) -> None:
@@ -4723,39 +4726,40 @@ AGENT_MIGRATIONS = [
 
 # =================================================================================================
 # medialib/cache_changes.py, from its line 12
-# What a scan tells the cache and what the cache tells a scan: plain tuples, no SQL.
+# What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
 # =================================================================================================
 
-class Facts(NamedTuple):
-    """What reading a file gave: label, sample size, hashes (lower-case hex), when (epoch s)."""
+class PutFile:
+    """A file as it is now, carried from the walk to the cache; stored with the facts (a HashResult)
+    that reading it gave. Facts and metadata of another identity at this path are dropped.
 
-    hash_algo: str
-    sample_size: int
-    sample_hash: str
-    full_hash: str | None
-    hashed_at: float
-
-
-class PutFile(NamedTuple):
-    """A file as it is now. Facts and metadata of another identity at this path are dropped."""
+    found        has size, mtime, ctime and inode_key: a FoundFile of the walk
+    known        the KnownContent that a second look should confirm
+    fresh        the path cannot be in the index yet
+    retold       the host has this very row already, without hashes
+    twins        other names of the same inode, which share what reading it gives
+    """
 
     verb = "put"
-    root_id: int
-    folder_id: int
-    path: str
-    rel: str
-    size: int
-    mtime: float
-    ctime: float
-    inode_key: str
-    kind: str
-    reason: str | None
-    facts: Facts | None
-    racy: bool = False
-    moved_from: str | None = None
-    metadata: str | None = None
-    probed: bool = False
-    fresh: bool = False  # the path cannot be in the index yet
+    facts = None
+    racy = False
+    moved_from = None
+    metadata = None
+    probed = False
+    known = None
+    fresh = False
+    retold = False
+    twins = ()
+
+    def __init__(self, found, root_id: int, folder_id: int, path: str, rel: str, kind: str,
+                 reason: str | None):
+        self.found = found
+        self.root_id = root_id
+        self.folder_id = folder_id
+        self.path = path
+        self.rel = rel
+        self.kind = kind
+        self.reason = reason
 
 
 class PutFolder(NamedTuple):
@@ -5246,6 +5250,7 @@ FORMER_COLUMNS = (
     "inode_key, root_id, ctime, kind, probed, hashed, hash_algo, hash_sample_size, sample_hash,"
     " full_hash, last_hashed_at, racy, metadata"
 )
+NO_FACTS = (None, None, None, None, None)
 # Under the path that the host knows: a move that was not delivered is news only to us.
 KEEP_FORMER = (
     f"INSERT INTO former (path, {FORMER_COLUMNS}) SELECT CASE WHEN rev > ? THEN"
@@ -5316,24 +5321,24 @@ class IndexWriter:
 
     def insert_fresh(self, puts: list) -> None:
         """Rows for paths that cannot be in the index yet (the first scan of an empty cache)."""
-        seen = {}
-        for put in puts:
-            seen[put.path] = put  # the same path twice in one batch: the later one is right
+        # The same path twice in one batch: the later one is right.
+        seen = {put.path: put for put in puts}
         self.db.executemany(INDEX_INSERT, [self.index_row(put) for put in seen.values()])
-        for put in puts:
-            if put.facts is not None:
-                self.forget_failure(put.path, "read")
+        if self.cache.error_count:
+            for put in puts:
+                if put.facts is not None:
+                    self.forget_failure(put.path, "read")
 
     def index_row(self, put: PutFile, moved_from: str | None = None) -> tuple:
-        facts = put.facts
-        algo, sample_size, sample, full, at = facts or (None, None, None, None, None)
-        digest = row_digest(put.rel, put.inode_key, put.kind, algo, sample, full, put.probed)
-        self.cache.roots.add(put.root_id, put.size, digest)
+        found, facts, kind, key = put.found, put.facts, put.kind, put.found.inode_key
+        algo, sample_size, sample, full, at = facts or NO_FACTS
+        digest = row_digest(put.rel, key, kind, algo, sample, full, put.probed)
+        self.cache.roots.add(put.root_id, found.size, digest)
         return (
-            put.path, put.inode_key, put.size, put.mtime, put.ctime, int(put.probed),
+            put.path, key, found.size, found.mtime, found.ctime, int(put.probed),
             int(facts is not None), algo, sample_size, sample, full, self.now, at, put.root_id,
-            put.folder_id, put.kind, put.reason, int(put.racy), self.cache.next_rev(),
-            signed_digest(digest), moved_from, put.metadata, inode_number(put.inode_key),
+            put.folder_id, kind, put.reason, int(put.racy), self.cache.next_rev(),
+            signed_digest(digest), moved_from, put.metadata, inode_number(key),
         )
 
     def put(self, put: PutFile) -> None:
@@ -5356,7 +5361,7 @@ class IndexWriter:
         """Another row takes the place of this one; where the host finds the new one's content."""
         self.drop_totals(old)
         undelivered = old["rev"] > self.told
-        if version_prefix(old["inode_key"]) == version_prefix(put.inode_key):
+        if version_prefix(old["inode_key"]) == version_prefix(put.found.inode_key):
             if moved_from is None and undelivered:
                 return old["moved_from"]  # the host has not heard of that move yet
             if old["root_id"] != put.root_id:
@@ -5383,7 +5388,7 @@ class IndexWriter:
         if self.cache.error_count:
             self.move_failures(put)
         old = self.old_row(put.moved_from)
-        if old is None or version_prefix(old["inode_key"]) != version_prefix(put.inode_key):
+        if old is None or version_prefix(old["inode_key"]) != version_prefix(put.found.inode_key):
             return put.moved_from
         self.drop_totals(old)
         self.db.execute("DELETE FROM agent_index WHERE path = ?", (put.moved_from,))
@@ -5396,7 +5401,7 @@ class IndexWriter:
 
     def move_failures(self, put: PutFile) -> None:
         """What ffprobe could not do it cannot do under the new name either."""
-        prefix = version_prefix(put.inode_key)
+        prefix = version_prefix(put.found.inode_key)
         self.db.execute(
             "UPDATE OR REPLACE agent_error SET path = ?, root_id = ?"
             " WHERE path = ? AND inode_key >= ? AND inode_key < ?",
@@ -6108,7 +6113,7 @@ class ChangeBuffer:
         self.on_stored = on_stored
         self.generation = cache.generation
         self.changes = []
-        self.recent = {}  # {inode_key: Facts} of hard links that are not stored yet
+        self.recent = {}  # {inode_key: HashResult} of hard links that are not stored yet
         self.cursor = None
         self.since = time.monotonic()
 
@@ -6306,27 +6311,6 @@ SLOW_FILE_S = 0.02
 COLD_BLOCKS = 2  # a file takes at least eight blocks of 512 bytes: about one in four was not cached
 
 
-class HashJob:
-    """One file to be read. `known` are the facts that a second look should confirm."""
-
-    __slots__ = ("found", "root_id", "folder_id", "path", "rel", "kind", "reason", "moved_from",
-                 "known", "fresh", "retold", "twins")
-
-    def __init__(self, found, root_id, folder_id, path, rel, kind, reason):
-        self.found = found
-        self.root_id = root_id
-        self.folder_id = folder_id
-        self.path = path
-        self.rel = rel
-        self.kind = kind
-        self.reason = reason
-        self.moved_from = None
-        self.known = None
-        self.fresh = False
-        self.retold = False  # the host has this very row already, without hashes
-        self.twins = []
-
-
 class HashWindow:
     """Reads what RootScan gives it and notes the outcome in the buffer. Use it as a context; call
     `drain` for all that was given so far. `mark` has the cursor follow what is stored.
@@ -6379,6 +6363,8 @@ class HashWindow:
             if len(self.linked) < LINKS_WAITING:
                 self.linked[job.found.inode_key] = job
             return False
+        if not first.twins:
+            first.twins = []
         first.twins.append(job)
         return True
 
@@ -6428,18 +6414,17 @@ class HashWindow:
         while self.window:
             self._take_oldest()
         self.stats.workers = 1
-        for job, outcome in self._hash_chunk(chunk):
-            self._store_outcome(job, outcome)
-        self.buffer.flush_if_due()
+        self._store_outcomes(self._hash_chunk(chunk))
 
     def _hash_chunk(self, jobs: list) -> list:
         """[(job, HashResult or exception)]; notes whether there was anything to wait for."""
         done = []
         started, blocks = time.monotonic(), disk_blocks_read()
-        for job in jobs:
-            if not self.control.keep_going():
-                return done
-            done.append((job, self._hash_one(job.found)))
+        with self.turn:
+            for job in jobs:
+                if not self.control.keep_going():
+                    return done
+                done.append((job, self._hash_one(job.found)))
         self.waits = (
             self.info.network or blocks is None
             or disk_blocks_read() - blocks > COLD_BLOCKS * len(jobs)
@@ -6448,10 +6433,9 @@ class HashWindow:
 
     def _hash_one(self, found):
         try:
-            with self.turn:
-                return sample_hash_file(
-                    found.native, found, self.plan.algo, self.plan.sample_size,
-                    follow=self.plan.follow_symlinks, inodes_stable=self.scan.inodes_stable)
+            return sample_hash_file(
+                found.native, found, self.plan.algo, self.plan.sample_size,
+                follow=self.plan.follow_symlinks, inodes_stable=self.scan.inodes_stable)
         except (OSError, FileChanging) as error:
             return error
 
@@ -6481,12 +6465,10 @@ class HashWindow:
         if future is None:
             self.scan.set_cursor(rel)
             return
-        work = 0
-        for job, outcome in future.result():
-            self._store_outcome(job, outcome)
-            work += min(job.found.size, 3 * self.plan.sample_size) + STAT_WORK
-        self.permits.note(work)
-        self.buffer.flush_if_due()
+        outcomes = future.result()
+        most = 3 * self.plan.sample_size
+        self.permits.note(sum(min(job.found.size, most) + STAT_WORK for job, _ in outcomes))
+        self._store_outcomes(outcomes)
 
     def drain(self) -> None:
         """Everything given is read and in the cache."""
@@ -6506,19 +6488,26 @@ class HashWindow:
             self._take_oldest()
         self.buffer.flush()
 
-    def _store_outcome(self, job, outcome) -> None:
-        self.linked.pop(job.found.inode_key, None)
-        self.stats.opened += 1
+    def _store_outcomes(self, outcomes: list) -> None:
+        for job, outcome in outcomes:
+            if job.found.nlink > 1:
+                self.linked.pop(job.found.inode_key, None)
+            if isinstance(outcome, HashResult):
+                self._hashed(job, outcome)
+            else:
+                self._not_hashed(job, outcome)
+        self.stats.opened += len(outcomes)
         self.stats.last_progress = time.monotonic()
+        self.buffer.flush_if_due()
+
+    def _not_hashed(self, job, outcome) -> None:
         if isinstance(outcome, FileChanging):
             self._changing(job)
         elif isinstance(outcome, FileNotFoundError):
             self._vanished(job)
-        elif isinstance(outcome, OSError):
+        else:
             wait_s = retry_time(self.cache, job.path, "read", 0.0)
             self._give_up(job, error_class(outcome), error_text(outcome), wait_s)
-        else:
-            self._hashed(job, outcome)
 
     def _vanished(self, job) -> None:
         """The next listing will tell; its other names are there and want to be read."""
@@ -6528,21 +6517,20 @@ class HashWindow:
             first.twins = others
             self.read(first)
 
-    def _hashed(self, job, result) -> None:
+    def _hashed(self, job, facts) -> None:
         self.stats.hashed += 1
         self.stats.data_bytes += min(job.found.size, 3 * self.plan.sample_size)
-        facts = Facts(result.algo, result.sample_size, result.sample_hash, result.full_hash,
-                      result.hashed_at)
         if job.found.nlink > 1:
             self.buffer.recent[job.found.inode_key] = facts
-        for each in (job, *job.twins):
-            self._note(each, facts)
+        self._note(job, facts)
+        for twin in job.twins:
+            self._note(twin, facts)
 
     def _note(self, job, facts) -> None:
         """The file has these hashes; where it had them before, the rest that is known stands."""
         known, found = job.known, job.found
         if known is None or not known.hashed or known.sample_hash != facts.sample_hash \
-                or known.hash_algo != facts.hash_algo \
+                or known.hash_algo != facts.algo \
                 or not same_version(known.inode_key, found.inode_key, self.scan.inodes_stable):
             self.put(job, facts)
         elif (known.inode_key, known.ctime) == (found.inode_key, found.ctime):
@@ -6553,13 +6541,11 @@ class HashWindow:
 
     def put(self, job, facts, content=None) -> None:
         """Note the file with these facts; `content` gives ffprobe's answer where it is the same."""
-        found = job.found
-        racy = facts is not None and abs(facts.hashed_at - found.mtime) < RACY_S
-        probed = bool(content is not None and content.probed and job.kind == "video")
-        self.buffer.add(PutFile(
-            job.root_id, job.folder_id, job.path, job.rel, found.size, found.mtime, found.ctime,
-            found.inode_key, job.kind, job.reason, facts, racy, job.moved_from,
-            content.metadata if probed else None, probed, job.fresh))
+        job.facts = facts
+        job.racy = facts is not None and abs(facts.hashed_at - job.found.mtime) < RACY_S
+        if content is not None and content.probed and job.kind == "video":
+            job.metadata, job.probed = content.metadata, True
+        self.buffer.add(job)
 
     def _changing(self, job) -> None:
         """It was written to while it was read: one more try now, then again with the next scan."""
@@ -6569,7 +6555,8 @@ class HashWindow:
             return
         job.found = again
         job.known = None
-        outcome = self._hash_one(again)
+        with self.turn:
+            outcome = self._hash_one(again)
         if isinstance(outcome, (FileChanging, OSError)):
             self._give_up(job, "changing", "it was being written to while it was read", 0)
             return
@@ -6621,9 +6608,9 @@ def look_at_file(native: str, follow_symlinks: bool):
     return None
 
 
-def facts_of_content(content) -> Facts:
-    return Facts(content.hash_algo, content.hash_sample_size, content.sample_hash,
-                 content.full_hash, content.last_hashed_at or 0.0)
+def facts_of_content(content) -> HashResult:
+    return HashResult(content.hash_algo, content.hash_sample_size, content.sample_hash,
+                      content.full_hash, content.last_hashed_at or 0.0)
 
 
 # =================================================================================================
@@ -6721,7 +6708,7 @@ def device_of(path: str) -> int | None:
 
 
 # =================================================================================================
-# medialib/scan_pipeline.py, from its line 36
+# medialib/scan_pipeline.py, from its line 35
 # Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
 # =================================================================================================
 
@@ -6750,6 +6737,7 @@ class RootScan:
         self.new_folders = {}
         self.ledger = {}
         self.inodes_stable = True
+        self.rel_start = 0  # where relative paths begin in those of the present folder's files
         self.folder_errors = 0
         self.info = None
         self.root = None
@@ -6824,6 +6812,7 @@ class RootScan:
         elif self.cache.error_count:
             self.buffer.add(ClearFailure(self.root.file_path(listing.rel), "list"))
         prefix = self.root.file_path(listing.rel + "/" if listing.rel else "")
+        self.rel_start = len(self.root.prefix())
         if len(listing.names) > BIG_FOLDER or (
                 not is_new and self.cache.folder_count(folder_id, BIG_FOLDER + 1) > BIG_FOLDER):
             self._compare_big(listing, folder_id, prefix)
@@ -6924,7 +6913,7 @@ class RootScan:
 
     def _consider(self, found, folder_id: int, path: str, row) -> None:
         kind, reason = self.plan.kind_of(found.name)
-        job = HashJob(found, self.root.id, folder_id, path, self.root_rel(path), kind, reason)
+        job = PutFile(found, self.root.id, folder_id, path, path[self.rel_start:], kind, reason)
         self.stats.count_kind(kind)
         if row is None or not same_version(row[1], found.inode_key, self.inodes_stable):
             job.fresh = row is None and self.first
@@ -7088,7 +7077,7 @@ class RootScan:
         if found is None or known is None:
             return
         kind, reason = self.plan.kind_of(found.name)
-        job = HashJob(found, self.root.id, folder_id, path, self.root_rel(path), kind, reason)
+        job = PutFile(found, self.root.id, folder_id, path, self.root_rel(path), kind, reason)
         if same_version(known.inode_key, found.inode_key, self.inodes_stable):
             job.known = known
         self.window.read(job)
@@ -7624,7 +7613,7 @@ class Scanner:
 
 
 # =================================================================================================
-# medialib/delivery.py, from its line 21
+# medialib/delivery.py, from its line 23
 # Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
 # =================================================================================================
 
@@ -7956,15 +7945,17 @@ def adopted_folders(cache, root, rel: str) -> tuple:
 def adopted_file(root, folder_id: int, rel: str, file: dict) -> PutFile:
     """The host's record of a file as a row of the cache."""
     rel_path = join_rel(rel, file["name"])
+    found = FoundFile(file["name"], "", file["size"], file["mtime"], file["ctime"],
+                      file["inode_key"], 1)
+    put = PutFile(found, root.id, folder_id, root.file_path(rel_path), rel_path, file["kind"],
+                  file.get("reason"))
     hashes, metadata = file.get("hashes"), file.get("metadata")
-    facts = None
     if hashes:
-        facts = Facts(hashes["algo"], hashes["sample_size"], hashes["sample_hash"],
-                      hashes.get("full_hash"), 0.0)
-    return PutFile(root.id, folder_id, root.file_path(rel_path), rel_path, file["size"],
-                   file["mtime"], file["ctime"], file["inode_key"], file["kind"],
-                   file.get("reason"), facts, metadata=json.dumps(metadata) if metadata else None,
-                   probed=bool(metadata))
+        put.facts = HashResult(hashes["algo"], hashes["sample_size"], hashes["sample_hash"],
+                               hashes.get("full_hash"), 0.0)
+    if metadata:
+        put.metadata, put.probed = json.dumps(metadata), True
+    return put
 
 
 def root_body(root) -> dict:

@@ -1,4 +1,4 @@
-"""What a scan tells the cache and what the cache tells a scan: plain tuples, no SQL.
+"""What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
 
 `AgentCache.commit` takes lists of the first kind, in order; each is one small change. They are told
 apart by their `verb`, so that a cache from another copy of this program understands them too.
@@ -9,36 +9,37 @@ from __future__ import annotations
 from typing import NamedTuple
 
 
-class Facts(NamedTuple):
-    """What reading a file gave: label, sample size, hashes (lower-case hex), when (epoch s)."""
+class PutFile:
+    """A file as it is now, carried from the walk to the cache; stored with the facts (a HashResult)
+    that reading it gave. Facts and metadata of another identity at this path are dropped.
 
-    hash_algo: str
-    sample_size: int
-    sample_hash: str
-    full_hash: str | None
-    hashed_at: float
-
-
-class PutFile(NamedTuple):
-    """A file as it is now. Facts and metadata of another identity at this path are dropped."""
+    found        has size, mtime, ctime and inode_key: a FoundFile of the walk
+    known        the KnownContent that a second look should confirm
+    fresh        the path cannot be in the index yet
+    retold       the host has this very row already, without hashes
+    twins        other names of the same inode, which share what reading it gives
+    """
 
     verb = "put"
-    root_id: int
-    folder_id: int
-    path: str
-    rel: str
-    size: int
-    mtime: float
-    ctime: float
-    inode_key: str
-    kind: str
-    reason: str | None
-    facts: Facts | None
-    racy: bool = False
-    moved_from: str | None = None
-    metadata: str | None = None
-    probed: bool = False
-    fresh: bool = False  # the path cannot be in the index yet
+    facts = None
+    racy = False
+    moved_from = None
+    metadata = None
+    probed = False
+    known = None
+    fresh = False
+    retold = False
+    twins = ()
+
+    def __init__(self, found, root_id: int, folder_id: int, path: str, rel: str, kind: str,
+                 reason: str | None):
+        self.found = found
+        self.root_id = root_id
+        self.folder_id = folder_id
+        self.path = path
+        self.rel = rel
+        self.kind = kind
+        self.reason = reason
 
 
 class PutFolder(NamedTuple):

@@ -12,11 +12,13 @@ import threading
 import time
 import uuid
 
-from .cache_changes import Facts, PutFile, PutFolder
+from .cache_changes import PutFile, PutFolder
 from .base import StoreError, log
+from .hashing import HashResult
 from .http_client import Backoff, PeerError, PeerRefused
 from .root_check import EMPTY_REASON
 from .scan_common import join_rel
+from .walk import FoundFile
 
 IDLE_POLL_S = 30.0
 BACKOFF_FIRST_S = 0.5
@@ -346,15 +348,17 @@ def adopted_folders(cache, root, rel: str) -> tuple:
 def adopted_file(root, folder_id: int, rel: str, file: dict) -> PutFile:
     """The host's record of a file as a row of the cache."""
     rel_path = join_rel(rel, file["name"])
+    found = FoundFile(file["name"], "", file["size"], file["mtime"], file["ctime"],
+                      file["inode_key"], 1)
+    put = PutFile(found, root.id, folder_id, root.file_path(rel_path), rel_path, file["kind"],
+                  file.get("reason"))
     hashes, metadata = file.get("hashes"), file.get("metadata")
-    facts = None
     if hashes:
-        facts = Facts(hashes["algo"], hashes["sample_size"], hashes["sample_hash"],
-                      hashes.get("full_hash"), 0.0)
-    return PutFile(root.id, folder_id, root.file_path(rel_path), rel_path, file["size"],
-                   file["mtime"], file["ctime"], file["inode_key"], file["kind"],
-                   file.get("reason"), facts, metadata=json.dumps(metadata) if metadata else None,
-                   probed=bool(metadata))
+        put.facts = HashResult(hashes["algo"], hashes["sample_size"], hashes["sample_hash"],
+                               hashes.get("full_hash"), 0.0)
+    if metadata:
+        put.metadata, put.probed = json.dumps(metadata), True
+    return put
 
 
 def root_body(root) -> dict:

@@ -14,8 +14,8 @@ try:
 except ImportError:  # Windows
     resource = None
 
-from .cache_changes import ClearFailure, Confirmed, Facts, Failure, PutFile
-from .hashing import FileChanging, sample_hash_file
+from .cache_changes import ClearFailure, Confirmed, Failure
+from .hashing import FileChanging, HashResult, sample_hash_file
 from .scan_buffer import MOST_ATTEMPTS, RETRY_MOST_S, error_class, error_text, retry_time
 from .scan_common import same_version
 from .scan_plan import STAT_WORK, ReaderPermits
@@ -31,27 +31,6 @@ LINKS_WAITING = 10_000
 SMALL_READ_BYTES = 64 << 10
 SLOW_FILE_S = 0.02
 COLD_BLOCKS = 2  # a file takes at least eight blocks of 512 bytes: about one in four was not cached
-
-
-class HashJob:
-    """One file to be read. `known` are the facts that a second look should confirm."""
-
-    __slots__ = ("found", "root_id", "folder_id", "path", "rel", "kind", "reason", "moved_from",
-                 "known", "fresh", "retold", "twins")
-
-    def __init__(self, found, root_id, folder_id, path, rel, kind, reason):
-        self.found = found
-        self.root_id = root_id
-        self.folder_id = folder_id
-        self.path = path
-        self.rel = rel
-        self.kind = kind
-        self.reason = reason
-        self.moved_from = None
-        self.known = None
-        self.fresh = False
-        self.retold = False  # the host has this very row already, without hashes
-        self.twins = []
 
 
 class HashWindow:
@@ -106,6 +85,8 @@ class HashWindow:
             if len(self.linked) < LINKS_WAITING:
                 self.linked[job.found.inode_key] = job
             return False
+        if not first.twins:
+            first.twins = []
         first.twins.append(job)
         return True
 
@@ -155,18 +136,17 @@ class HashWindow:
         while self.window:
             self._take_oldest()
         self.stats.workers = 1
-        for job, outcome in self._hash_chunk(chunk):
-            self._store_outcome(job, outcome)
-        self.buffer.flush_if_due()
+        self._store_outcomes(self._hash_chunk(chunk))
 
     def _hash_chunk(self, jobs: list) -> list:
         """[(job, HashResult or exception)]; notes whether there was anything to wait for."""
         done = []
         started, blocks = time.monotonic(), disk_blocks_read()
-        for job in jobs:
-            if not self.control.keep_going():
-                return done
-            done.append((job, self._hash_one(job.found)))
+        with self.turn:
+            for job in jobs:
+                if not self.control.keep_going():
+                    return done
+                done.append((job, self._hash_one(job.found)))
         self.waits = (
             self.info.network or blocks is None
             or disk_blocks_read() - blocks > COLD_BLOCKS * len(jobs)
@@ -175,10 +155,9 @@ class HashWindow:
 
     def _hash_one(self, found):
         try:
-            with self.turn:
-                return sample_hash_file(
-                    found.native, found, self.plan.algo, self.plan.sample_size,
-                    follow=self.plan.follow_symlinks, inodes_stable=self.scan.inodes_stable)
+            return sample_hash_file(
+                found.native, found, self.plan.algo, self.plan.sample_size,
+                follow=self.plan.follow_symlinks, inodes_stable=self.scan.inodes_stable)
         except (OSError, FileChanging) as error:
             return error
 
@@ -208,12 +187,10 @@ class HashWindow:
         if future is None:
             self.scan.set_cursor(rel)
             return
-        work = 0
-        for job, outcome in future.result():
-            self._store_outcome(job, outcome)
-            work += min(job.found.size, 3 * self.plan.sample_size) + STAT_WORK
-        self.permits.note(work)
-        self.buffer.flush_if_due()
+        outcomes = future.result()
+        most = 3 * self.plan.sample_size
+        self.permits.note(sum(min(job.found.size, most) + STAT_WORK for job, _ in outcomes))
+        self._store_outcomes(outcomes)
 
     def drain(self) -> None:
         """Everything given is read and in the cache."""
@@ -233,19 +210,26 @@ class HashWindow:
             self._take_oldest()
         self.buffer.flush()
 
-    def _store_outcome(self, job, outcome) -> None:
-        self.linked.pop(job.found.inode_key, None)
-        self.stats.opened += 1
+    def _store_outcomes(self, outcomes: list) -> None:
+        for job, outcome in outcomes:
+            if job.found.nlink > 1:
+                self.linked.pop(job.found.inode_key, None)
+            if isinstance(outcome, HashResult):
+                self._hashed(job, outcome)
+            else:
+                self._not_hashed(job, outcome)
+        self.stats.opened += len(outcomes)
         self.stats.last_progress = time.monotonic()
+        self.buffer.flush_if_due()
+
+    def _not_hashed(self, job, outcome) -> None:
         if isinstance(outcome, FileChanging):
             self._changing(job)
         elif isinstance(outcome, FileNotFoundError):
             self._vanished(job)
-        elif isinstance(outcome, OSError):
+        else:
             wait_s = retry_time(self.cache, job.path, "read", 0.0)
             self._give_up(job, error_class(outcome), error_text(outcome), wait_s)
-        else:
-            self._hashed(job, outcome)
 
     def _vanished(self, job) -> None:
         """The next listing will tell; its other names are there and want to be read."""
@@ -255,21 +239,20 @@ class HashWindow:
             first.twins = others
             self.read(first)
 
-    def _hashed(self, job, result) -> None:
+    def _hashed(self, job, facts) -> None:
         self.stats.hashed += 1
         self.stats.data_bytes += min(job.found.size, 3 * self.plan.sample_size)
-        facts = Facts(result.algo, result.sample_size, result.sample_hash, result.full_hash,
-                      result.hashed_at)
         if job.found.nlink > 1:
             self.buffer.recent[job.found.inode_key] = facts
-        for each in (job, *job.twins):
-            self._note(each, facts)
+        self._note(job, facts)
+        for twin in job.twins:
+            self._note(twin, facts)
 
     def _note(self, job, facts) -> None:
         """The file has these hashes; where it had them before, the rest that is known stands."""
         known, found = job.known, job.found
         if known is None or not known.hashed or known.sample_hash != facts.sample_hash \
-                or known.hash_algo != facts.hash_algo \
+                or known.hash_algo != facts.algo \
                 or not same_version(known.inode_key, found.inode_key, self.scan.inodes_stable):
             self.put(job, facts)
         elif (known.inode_key, known.ctime) == (found.inode_key, found.ctime):
@@ -280,13 +263,11 @@ class HashWindow:
 
     def put(self, job, facts, content=None) -> None:
         """Note the file with these facts; `content` gives ffprobe's answer where it is the same."""
-        found = job.found
-        racy = facts is not None and abs(facts.hashed_at - found.mtime) < RACY_S
-        probed = bool(content is not None and content.probed and job.kind == "video")
-        self.buffer.add(PutFile(
-            job.root_id, job.folder_id, job.path, job.rel, found.size, found.mtime, found.ctime,
-            found.inode_key, job.kind, job.reason, facts, racy, job.moved_from,
-            content.metadata if probed else None, probed, job.fresh))
+        job.facts = facts
+        job.racy = facts is not None and abs(facts.hashed_at - job.found.mtime) < RACY_S
+        if content is not None and content.probed and job.kind == "video":
+            job.metadata, job.probed = content.metadata, True
+        self.buffer.add(job)
 
     def _changing(self, job) -> None:
         """It was written to while it was read: one more try now, then again with the next scan."""
@@ -296,7 +277,8 @@ class HashWindow:
             return
         job.found = again
         job.known = None
-        outcome = self._hash_one(again)
+        with self.turn:
+            outcome = self._hash_one(again)
         if isinstance(outcome, (FileChanging, OSError)):
             self._give_up(job, "changing", "it was being written to while it was read", 0)
             return
@@ -348,6 +330,6 @@ def look_at_file(native: str, follow_symlinks: bool):
     return None
 
 
-def facts_of_content(content) -> Facts:
-    return Facts(content.hash_algo, content.hash_sample_size, content.sample_hash,
-                 content.full_hash, content.last_hashed_at or 0.0)
+def facts_of_content(content) -> HashResult:
+    return HashResult(content.hash_algo, content.hash_sample_size, content.sample_hash,
+                      content.full_hash, content.last_hashed_at or 0.0)

@@ -36,12 +36,14 @@ class FileChanging(Exception):
 
 
 class HashResult(NamedTuple):
-    """Lower-case hex digests. `full_hash` is None where the file is larger than three samples."""
+    """What reading a file gave: label, sample size, lower-case hex digests, when (epoch s).
+    `full_hash` is None where the file is larger than three samples and was not read whole.
+    """
 
-    sample_hash: str
-    full_hash: str | None
     algo: str
     sample_size: int
+    sample_hash: str
+    full_hash: str | None
     hashed_at: float
 
 
@@ -94,8 +96,9 @@ def open_unchanged(native_path: str, expected, *, follow: bool = False,
         descriptor = os.open(native_path, flags)
     try:
         seen = os.fstat(descriptor)
-        inode = f"{seen.st_ino}:" if inodes_stable else ""
-        version = f"{seen.st_size}:{seen.st_mtime_ns}:{inode}"
+        version = f"{seen.st_size}:{seen.st_mtime_ns}:{seen.st_ino}:"
+        if not inodes_stable:
+            version = f"{seen.st_size}:{seen.st_mtime_ns}:"
         if not expected.inode_key.startswith(version) or not stat.S_ISREG(seen.st_mode):
             raise FileChanging("the file changed since it was listed")
     except BaseException:
@@ -133,12 +136,12 @@ def sample_hash_file(native_path: str, expected, algo: str, sample_size: int, *,
     Raises FileChanging, and OSError where the file cannot be opened or read.
     """
     size = expected.size
-    hasher = new_hasher(algo)
     whole = size <= 3 * sample_size
     descriptor, before = open_unchanged(
         native_path, expected, follow=follow, inodes_stable=inodes_stable
     )
     try:
+        hasher = new_hasher(algo)
         if whole:
             _feed_exactly(hasher, descriptor, size)
         else:
@@ -147,7 +150,7 @@ def sample_hash_file(native_path: str, expected, algo: str, sample_size: int, *,
     finally:
         os.close(descriptor)
     digest = hasher.hexdigest()
-    return HashResult(digest, digest if whole else None, algo, sample_size, time.time())
+    return HashResult(algo, sample_size, digest, digest if whole else None, time.time())
 
 
 def _feed_samples(hasher, descriptor: int, size: int, sample_size: int) -> None:

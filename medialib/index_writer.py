@@ -16,6 +16,7 @@ FORMER_COLUMNS = (
     "inode_key, root_id, ctime, kind, probed, hashed, hash_algo, hash_sample_size, sample_hash,"
     " full_hash, last_hashed_at, racy, metadata"
 )
+NO_FACTS = (None, None, None, None, None)
 # Under the path that the host knows: a move that was not delivered is news only to us.
 KEEP_FORMER = (
     f"INSERT INTO former (path, {FORMER_COLUMNS}) SELECT CASE WHEN rev > ? THEN"
@@ -86,24 +87,24 @@ class IndexWriter:
 
     def insert_fresh(self, puts: list) -> None:
         """Rows for paths that cannot be in the index yet (the first scan of an empty cache)."""
-        seen = {}
-        for put in puts:
-            seen[put.path] = put  # the same path twice in one batch: the later one is right
+        # The same path twice in one batch: the later one is right.
+        seen = {put.path: put for put in puts}
         self.db.executemany(INDEX_INSERT, [self.index_row(put) for put in seen.values()])
-        for put in puts:
-            if put.facts is not None:
-                self.forget_failure(put.path, "read")
+        if self.cache.error_count:
+            for put in puts:
+                if put.facts is not None:
+                    self.forget_failure(put.path, "read")
 
     def index_row(self, put: PutFile, moved_from: str | None = None) -> tuple:
-        facts = put.facts
-        algo, sample_size, sample, full, at = facts or (None, None, None, None, None)
-        digest = row_digest(put.rel, put.inode_key, put.kind, algo, sample, full, put.probed)
-        self.cache.roots.add(put.root_id, put.size, digest)
+        found, facts, kind, key = put.found, put.facts, put.kind, put.found.inode_key
+        algo, sample_size, sample, full, at = facts or NO_FACTS
+        digest = row_digest(put.rel, key, kind, algo, sample, full, put.probed)
+        self.cache.roots.add(put.root_id, found.size, digest)
         return (
-            put.path, put.inode_key, put.size, put.mtime, put.ctime, int(put.probed),
+            put.path, key, found.size, found.mtime, found.ctime, int(put.probed),
             int(facts is not None), algo, sample_size, sample, full, self.now, at, put.root_id,
-            put.folder_id, put.kind, put.reason, int(put.racy), self.cache.next_rev(),
-            signed_digest(digest), moved_from, put.metadata, inode_number(put.inode_key),
+            put.folder_id, kind, put.reason, int(put.racy), self.cache.next_rev(),
+            signed_digest(digest), moved_from, put.metadata, inode_number(key),
         )
 
     def put(self, put: PutFile) -> None:
@@ -126,7 +127,7 @@ class IndexWriter:
         """Another row takes the place of this one; where the host finds the new one's content."""
         self.drop_totals(old)
         undelivered = old["rev"] > self.told
-        if version_prefix(old["inode_key"]) == version_prefix(put.inode_key):
+        if version_prefix(old["inode_key"]) == version_prefix(put.found.inode_key):
             if moved_from is None and undelivered:
                 return old["moved_from"]  # the host has not heard of that move yet
             if old["root_id"] != put.root_id:
@@ -153,7 +154,7 @@ class IndexWriter:
         if self.cache.error_count:
             self.move_failures(put)
         old = self.old_row(put.moved_from)
-        if old is None or version_prefix(old["inode_key"]) != version_prefix(put.inode_key):
+        if old is None or version_prefix(old["inode_key"]) != version_prefix(put.found.inode_key):
             return put.moved_from
         self.drop_totals(old)
         self.db.execute("DELETE FROM agent_index WHERE path = ?", (put.moved_from,))
@@ -166,7 +167,7 @@ class IndexWriter:
 
     def move_failures(self, put: PutFile) -> None:
         """What ffprobe could not do it cannot do under the new name either."""
-        prefix = version_prefix(put.inode_key)
+        prefix = version_prefix(put.found.inode_key)
         self.db.execute(
             "UPDATE OR REPLACE agent_error SET path = ?, root_id = ?"
             " WHERE path = ? AND inode_key >= ? AND inode_key < ?",

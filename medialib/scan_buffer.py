@@ -22,7 +22,7 @@ class ChangeBuffer:
         self.on_stored = on_stored
         self.generation = cache.generation
         self.changes = []
-        self.recent = {}  # {inode_key: Facts} of hard links that are not stored yet
+        self.recent = {}  # {inode_key: HashResult} of hard links that are not stored yet
         self.cursor = None
         self.since = time.monotonic()
 

@@ -12,11 +12,10 @@ import os
 import time
 import uuid
 
-from .cache_changes import ClearFailure, Failure, GoneFile, GoneFolder, PutFolder
+from .cache_changes import ClearFailure, Failure, GoneFile, GoneFolder, PutFile, PutFolder
 from .hash_window import (
     CAREFUL_FILES,
     RACY_S,
-    HashJob,
     HashWindow,
     facts_of_content,
     look_at_file,
@@ -58,6 +57,7 @@ class RootScan:
         self.new_folders = {}
         self.ledger = {}
         self.inodes_stable = True
+        self.rel_start = 0  # where relative paths begin in those of the present folder's files
         self.folder_errors = 0
         self.info = None
         self.root = None
@@ -132,6 +132,7 @@ class RootScan:
         elif self.cache.error_count:
             self.buffer.add(ClearFailure(self.root.file_path(listing.rel), "list"))
         prefix = self.root.file_path(listing.rel + "/" if listing.rel else "")
+        self.rel_start = len(self.root.prefix())
         if len(listing.names) > BIG_FOLDER or (
                 not is_new and self.cache.folder_count(folder_id, BIG_FOLDER + 1) > BIG_FOLDER):
             self._compare_big(listing, folder_id, prefix)
@@ -232,7 +233,7 @@ class RootScan:
 
     def _consider(self, found, folder_id: int, path: str, row) -> None:
         kind, reason = self.plan.kind_of(found.name)
-        job = HashJob(found, self.root.id, folder_id, path, self.root_rel(path), kind, reason)
+        job = PutFile(found, self.root.id, folder_id, path, path[self.rel_start:], kind, reason)
         self.stats.count_kind(kind)
         if row is None or not same_version(row[1], found.inode_key, self.inodes_stable):
             job.fresh = row is None and self.first
@@ -396,7 +397,7 @@ class RootScan:
         if found is None or known is None:
             return
         kind, reason = self.plan.kind_of(found.name)
-        job = HashJob(found, self.root.id, folder_id, path, self.root_rel(path), kind, reason)
+        job = PutFile(found, self.root.id, folder_id, path, self.root_rel(path), kind, reason)
         if same_version(known.inode_key, found.inode_key, self.inodes_stable):
             job.known = known
         self.window.read(job)

@@ -10,7 +10,7 @@ import pytest
 
 from medialib import hash_window
 from medialib.cache_changes import PutFile
-from medialib.hash_window import SEEKING_CHUNK_FILES, HashJob, HashWindow, look_at_file
+from medialib.hash_window import SEEKING_CHUNK_FILES, HashWindow, look_at_file
 from medialib.hashing import FileChanging, sample_hash_file
 from medialib.scan_plan import ScanControl, ScanPlan, ScanStats
 from medialib.settings import default_settings
@@ -80,7 +80,7 @@ def read_all(monkeypatch, folder, disk, count=300, readers=None, waits=True):
         for name in sorted(names):
             window.waits = waits
             found = look_at_file(str(folder / name), False)
-            window.read(HashJob(found, 1, 1, found.native, name, "other", None))
+            window.read(PutFile(found, 1, 1, found.native, name, "other", None))
         window.drain()
     return readers, scan.buffer.changes
 
