@@ -6,48 +6,49 @@ is one module's code, verbatim: low level first, the command line last. `line` i
 here, `there` where in the module: that maps a traceback back.
 
     line  there  section
-     131      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
-     181     25  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
-     446     18  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
-     805     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
-    1046     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
-    1357     20  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
-    1654     24  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
-    1857     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
-    1893     20  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
-    2073     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
-    2303     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2554     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, depth and number of objects.
-    2713     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    2920     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    3052     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3305     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3380     25  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    3764     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
-    4136     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4436     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    4553     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    4687     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
-    4830     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    5198      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5451     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    5714     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6056     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6114     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6257     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    6576     16  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    6670     35  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    7063     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7369     16  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    7575     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    7926     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    8099     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    8463     17  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
-    8525     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
-    8590     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
-    8814     47  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
+     132      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
+     182     25  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
+     447     18  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
+     806     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
+    1047     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
+    1358     20  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
+    1672     24  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
+    1875     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
+    1911     20  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
+    2091     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
+    2321     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
+    2572     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, depth and number of objects.
+    2731     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    2938     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3070     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3323     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3398     25  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    3782     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
+    4154     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4454     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    4571     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    4705     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
+    4848     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    5216      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5469     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    5747     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6089     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6147     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6290     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    6609     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    6716     17  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    6817     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    7217     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7523     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    7733     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    8084     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    8257     22  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    8622     17  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
+    8684     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
+    8749     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
+    8973     47  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
 """
-# sha256 of all below this line: 4ceafbc69c5a3c1a0718b2917ec2f7e4e50156b8e0935b1292429cfd0ea90f39
+# sha256 of all below this line: e1b7e78b6b77396617e8af0f4acd560fc059aa64948f2811a5b0afa7ded61f3e
 
 from __future__ import annotations
 
@@ -1356,6 +1357,7 @@ def find_files(listing: FolderListing, names):
 
 MOUNT_TABLE = "/proc/self/mountinfo"
 FS_IOC_GETFSUUID = 0x80111500  # one byte of length, then up to sixteen of UUID
+BTRFS_IOC_FS_INFO = 0x8400941F  # two numbers of eight bytes each, then the UUID
 NETWORK_FS = frozenset((
     "nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "glusterfs", "lustre", "afs", "ncpfs",
     "coda", "davfs", "vboxsf", "vmhgfs", "prl_fs", "virtiofs", "fuse.sshfs", "fuse.rclone",
@@ -1371,6 +1373,7 @@ MEMORY_FS = frozenset(("tmpfs", "ramfs", "rootfs", "devtmpfs"))
 # Their own UUID is the one that udev shows, so that every machine names the volume alike.
 _UUID_IOCTL_FS = frozenset(("ext2", "ext3", "ext4", "btrfs", "xfs", "f2fs", "bcachefs"))
 _LASTING_FSID_FS = frozenset(("ext2", "ext3", "ext4", "btrfs"))  # made from the UUID
+CLONE_MARK = "#clone@"  # in the name of a volume whose own name another attached disk has as well
 _OCTAL_ESCAPE = re.compile(rb"\\([0-7]{3})")
 _HEX_ESCAPE = re.compile(rb"\\x([0-9a-fA-F]{2})")
 
@@ -1391,6 +1394,7 @@ class RootInfo(NamedTuple):
 
     volume and volume_path name the same folder alike through every mount of it, on every machine;
     both are None where the file system has no lasting identity (tmpfs, overlay, unknown).
+    fsid is the name of a volume whose UUID is not to be had (older kernels in a container).
     """
 
     path: str
@@ -1405,6 +1409,7 @@ class RootInfo(NamedTuple):
     device: int
     inode: int
     inodes_stable: bool
+    fsid: str | None = None
 
 
 def describe_root(native_path: str) -> RootInfo:
@@ -1413,14 +1418,15 @@ def describe_root(native_path: str) -> RootInfo:
     seen = os.stat(path)
     mount = _mount_of(path)
     fs = mount.fs if mount else None
-    volume = _volume_of(path, seen, mount)
+    fsid = _fsid_of(path, mount)
+    volume = _volume_of(path, seen, mount) or fsid
     total, free = _space_of(path)
     return RootInfo(
         path=to_text(path), volume=volume,
         volume_path=_volume_path_of(path, mount) if volume else None,
         label=_label_of(mount), fs=fs, rotational=_is_rotational(mount),
         network=fs in NETWORK_FS, total_bytes=total, free_bytes=free, device=seen.st_dev,
-        inode=seen.st_ino, inodes_stable=inodes_stable_on(fs),
+        inode=seen.st_ino, inodes_stable=inodes_stable_on(fs), fsid=fsid,
     )
 
 
@@ -1511,13 +1517,15 @@ def _volume_of(path: str, seen, mount: MountEntry | None) -> str | None:
     if mount.fs in NETWORK_FS:
         return _network_volume(mount)
     if mount.fs in _UUID_IOCTL_FS:
-        found = _uuid_by_ioctl(path)
+        found = _uuid_by_ioctl(path, mount.fs)
         if found:
             return f"uuid:{found}"
     found = _name_by_link("/dev/disk/by-uuid", mount)
-    if found:
-        return f"uuid:{found.lower()}"
-    if mount.fs in _LASTING_FSID_FS:
+    return f"uuid:{found.lower()}" if found else None
+
+
+def _fsid_of(path: str, mount: MountEntry | None) -> str | None:
+    if mount is not None and mount.fs in _LASTING_FSID_FS:
         with contextlib.suppress(OSError, AttributeError):
             fsid = os.statvfs(path).f_fsid
             return f"fsid:{fsid:016x}" if fsid else None
@@ -1549,22 +1557,32 @@ def _volume_path_of(path: str, mount: MountEntry | None) -> str:
     return "/" + "/".join(part for part in parts if part)
 
 
-def _uuid_by_ioctl(path: str) -> str | None:
+def _uuid_by_ioctl(path: str, fs: str) -> str | None:
+    """What the file system itself says; udev, which would know too, is not in every container."""
     if fcntl is None:
         return None
-    answer = bytearray(17)
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
         return None
     try:
-        fcntl.ioctl(descriptor, FS_IOC_GETFSUUID, answer)
-    except (OSError, ValueError, OverflowError):
-        return None
+        length, raw = struct.unpack("B16s", _ask_file_system(descriptor, FS_IOC_GETFSUUID, 17))
+        if not length and fs == "btrfs":
+            answer = _ask_file_system(descriptor, BTRFS_IOC_FS_INFO, 1024)
+            length, raw = 16 * any(answer), answer[16:32]
     finally:
         os.close(descriptor)
-    length, raw = struct.unpack("B16s", bytes(answer))
     return str(uuid.UUID(bytes=raw)) if length == 16 and any(raw) else None
+
+
+def _ask_file_system(descriptor: int, question: int, length: int) -> bytes:
+    """The answer of an ioctl; zeros where it is not known."""
+    answer = bytearray(length)
+    try:
+        fcntl.ioctl(descriptor, question, answer)
+    except (OSError, ValueError, OverflowError):
+        return bytes(length)
+    return bytes(answer)
 
 
 def _device_numbers(mount: MountEntry) -> set:
@@ -5444,7 +5462,7 @@ class IndexWriter:
 
 
 # =================================================================================================
-# medialib/cache_roots.py, from its line 17
+# medialib/cache_roots.py, from its line 18
 # The agent's roots and folders: which disk is which root, and what each root holds in sum.
 # =================================================================================================
 
@@ -5535,11 +5553,26 @@ class RootBook:
                              " ORDER BY parked LIMIT 1", (volume, volume_path or ""))
         return self.get(row[0]) if row else None
 
+    def of_info(self, info) -> CachedRoot | None:
+        """The root of this volume, under either of its names."""
+        return self.of_volume(info.volume, info.volume_path) or self.of_volume(
+            info.fsid, info.volume_path)
+
+    def of_volume_or_clone(self, info) -> list:
+        """Every root that has the volume's name, or was named after it as a clone."""
+        clones = [f"{name}{CLONE_MARK}" for name in (info.volume, info.fsid)]
+        rows = self.store.rows(
+            "SELECT id FROM agent_root WHERE volume_path = ? AND (volume IN (?, ?)"
+            " OR substr(volume, 1, ?) = ? OR substr(volume, 1, ?) = ?) ORDER BY id",
+            (info.volume_path or "", info.volume, info.fsid, len(clones[0]), clones[0],
+             len(clones[1]), clones[1]))
+        return [self.get(row[0]) for row in rows]
+
     def identify(self, path: str, info) -> CachedRoot:
         """The root that `info` (a RootInfo of the folder now at `path`, not an empty one where
         another disk is expected) is; made if it is new. Moves and parks rows as needed.
         """
-        root = self.of_volume(info.volume, info.volume_path)
+        root = self.of_info(info)
         if root is None:
             root = self.at_path(path)
             if root is not None and is_other_disk(root, info):
@@ -6569,7 +6602,114 @@ def facts_of_content(content) -> HashResult:
 
 
 # =================================================================================================
-# medialib/root_check.py, from its line 16
+# medialib/root_volume.py, from its line 17
+# One name for one disk: a volume that is named in two ways, and disks that share one name.
+# =================================================================================================
+
+CLONE_SAMPLE = 64
+
+
+class RootOffline(Exception):
+    """The root cannot be scanned now; nothing of it changes state. Its text is the reason."""
+
+
+def settle_volume(cache, path: str, info, taken=None):
+    """`info` with the name by which cache and host know the volume.
+
+    taken: {(volume, volume_path): (device, path)} of roots looked at just before, which may have no
+    row yet
+    """
+    if info.volume is None:
+        here = cache.roots.at_path(path)
+        if here is None or here.volume is None or is_other_disk(here, info):
+            return info
+        return info._replace(volume=here.volume, volume_path=here.volume_path)
+    named = under_uuid(cache, info)
+    roots = cache.roots.of_volume_or_clone(named)
+    if not roots:
+        device, first = (taken or {}).get((named.volume, named.volume_path), (info.device, path))
+        return named if device == info.device else as_clone(cache, path, named, first)
+    if [root.path for root in roots if not root.parked] == [path] and len(roots) == 1:
+        return with_name_of(roots[0], named)
+    fitting = [root for root in roots if may_be_here(cache, root, path, info)]
+    if not fitting:
+        return as_clone(cache, path, named, roots[0].path)
+    best = max(fitting, key=lambda root: (
+        agreement(cache, root, path), root.path == path and not root.parked,
+        CLONE_MARK not in root.volume))
+    return with_name_of(best, named)
+
+
+def under_uuid(cache, info):
+    """Where only the fsid is known: the UUID that once was known with it."""
+    if info.fsid is None:
+        return info
+    key = f"volume of {info.fsid}"
+    known = cache.get_meta(key)
+    if info.volume == info.fsid:
+        return info._replace(volume=known) if known else info
+    if known != info.volume:
+        with contextlib.suppress(StoreError):  # a full disk: it is noted another time
+            cache.set_meta(key, info.volume)
+    return info
+
+
+def with_name_of(root, info):
+    """A root that is known by its fsid gets the better name."""
+    if root.volume in (info.volume, info.fsid):
+        return info
+    return info._replace(volume=root.volume, fsid=None)
+
+
+def as_clone(cache, path: str, info, other_path: str):
+    """A name of its own for a disk whose name is also that of the one attached at `other_path`."""
+    if info.fs in NETWORK_FS:
+        raise RootOffline(f"it is the same share as {other_path}")
+    name, number = f"{info.volume}{CLONE_MARK}{path}", 1
+    while cache.roots.of_volume(name, info.volume_path) is not None:
+        number += 1
+        name = f"{info.volume}{CLONE_MARK}{path}#{number}"
+    log.warning("%s has the UUID of the disk at %s; both are kept apart", path, other_path)
+    return info._replace(volume=name, fsid=None)
+
+
+def may_be_here(cache, root, path: str, info) -> bool:
+    """Whether the root can be what is at `path`: it is not when its own disk is attached elsewhere,
+    unless the two were exchanged, which its files tell.
+    """
+    if root.path == path and not root.parked:
+        return True
+    if root.parked or not attached_apart(root, info):
+        return True
+    return agreement(cache, root, path) > agreement(cache, root, root.path)
+
+
+def attached_apart(root, info) -> bool:
+    """Whether at the root's own path is a volume of this name on another device."""
+    try:
+        there = describe_root(to_native(root.path))
+    except OSError:
+        return False
+    return there.device != info.device and (
+        (there.volume, there.volume_path) == (info.volume, info.volume_path))
+
+
+def agreement(cache, root, path: str) -> float:
+    """The share of the root's files, of those that changed last, which are at `path` as they are
+    known.
+    """
+    rows = cache.store.rows("SELECT path, inode_key FROM agent_index WHERE root_id = ?"
+                            " ORDER BY rev DESC LIMIT ?", (root.id, CLONE_SAMPLE))
+    found = 0
+    for file_path, key in rows:
+        native = os.path.join(to_native(path), to_native(file_path[len(root.prefix()):]))
+        with contextlib.suppress(OSError, ValueError):
+            found += same_version(key, inode_key(os.lstat(native)))
+    return found / len(rows) if rows else 0.0
+
+
+# =================================================================================================
+# medialib/root_check.py, from its line 17
 # Is the folder at a root's path really the root? Absence is not deletion.
 # =================================================================================================
 
@@ -6578,31 +6718,28 @@ EMPTY_REASON = "empty: a disk may be missing; accept it as empty if it really is
 RENUMBER_SAMPLE = 64
 
 
-class RootOffline(Exception):
-    """The root cannot be scanned now; nothing of it changes state. Its text is the reason."""
-
-
-def look_at_root(cache, path: str, known_at_host: int = 0) -> tuple:
+def look_at_root(cache, path: str, known_at_host: int = 0, taken=None) -> tuple:
     """(RootInfo, whether the folder is empty). RootOffline if the root is not (all) there.
 
     known_at_host: how many files the host has of the root at this path, for a cache that lost its
-    memory.
+    memory. taken: see settle_volume.
     """
     native = to_native(path)
     try:
-        info = describe_root(native)
+        seen = describe_root(native)
         with os.scandir(native) as entries:
             names = [to_text(entry.name) for _, entry in zip(range(TOP_NAMES), entries)]
     except OSError as error:
         raise RootOffline(f"{error_class(error)}: {error_text(error)}") from error
+    info = settle_volume(cache, path, seen, taken)
     here = cache.roots.at_path(path)
-    expected = cache.roots.of_volume(info.volume, info.volume_path) or here
+    expected = cache.roots.of_info(info) or here
     accepted = here is not None and here.accept_empty
     known = max(here.files if here else 0, expected.files if expected else 0, known_at_host)
     if not names and known and not accepted:
         raise RootOffline(EMPTY_REASON)
     if names and expected is not None and expected.files and not expected.accept_empty:
-        doubt_other_disk(cache, expected, info, names)
+        doubt_other_disk(cache, expected, seen, names)
     return info, not names
 
 
@@ -6662,8 +6799,18 @@ def device_of(path: str) -> int | None:
         return None
 
 
+def device_near(path: str) -> int | None:
+    """The device number of the folder a text path is in, or of the nearest above that is there."""
+    while path:
+        path = path.rpartition("/")[0]
+        device = device_of(path) if path else None
+        if device is not None:
+            return device
+    return None
+
+
 # =================================================================================================
-# medialib/scan_pipeline.py, from its line 35
+# medialib/scan_pipeline.py, from its line 36
 # Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
 # =================================================================================================
 
@@ -6914,14 +7061,17 @@ class RootScan:
         return self.window.join_twin(job)
 
     def _on_this_disk(self, content, job) -> bool:
-        """Inode numbers mean something on one file system only."""
-        if content.root_id == self.root.id:
-            return True
+        """Inode numbers mean something on one file system only, and in one subvolume of it."""
         if content.inode_key == job.found.inode_key:
             return True
         other = self.cache.roots.find(content.root_id)
-        return other is not None and other.volume is not None and (
-            other.volume == self.root.volume)
+        if other is None or (other.id != self.root.id and (
+                other.volume is None or other.volume != self.root.volume)):
+            return False
+        # The file system may have another number today than when the content was seen. A snapshot
+        # has the inodes of its original, and their ctime.
+        return content.ctime == job.found.ctime or (
+            device_near(content.path) == device_in_key(job.found.inode_key))
 
     def _may_move(self, content, job) -> bool:
         """A row may be taken from this root, or from another one that is there now."""
@@ -7036,6 +7186,10 @@ class RootScan:
         if same_version(known.inode_key, found.inode_key, self.inodes_stable):
             job.known = known
         self.window.read(job)
+
+
+def device_in_key(key: str) -> int:
+    return int(key.rpartition(":")[2])
 
 
 class NamesAsText:
@@ -7362,7 +7516,7 @@ class FullHashPass(CachePass):
 
 
 # =================================================================================================
-# medialib/scan_run.py, from its line 16
+# medialib/scan_run.py, from its line 17
 # One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
 # =================================================================================================
 
@@ -7409,9 +7563,12 @@ class Scanner:
 
     def look_at(self, roots: list) -> None:
         """See what each root lies on and whether it is there, before the host is told of it."""
+        taken: dict = {}
         for path in roots:
             try:
-                self.infos[path], _ = look_at_root(self.cache, path)
+                info, _ = look_at_root(self.cache, path, taken=taken)
+                self.infos[path] = info
+                taken.setdefault((info.volume, info.volume_path), (info.device, path))
                 self.offline.pop(path, None)
             except RootOffline as reason:
                 self.infos.pop(path, None)
@@ -7560,7 +7717,8 @@ class Scanner:
         if reason is None and not scanning and root is not None and root.state == "offline":
             reason = root.reason
         state = "offline" if reason else "scanning" if scanning else "online"
-        names = ("volume", "volume_path", "label", "fs", "rotational", "total_bytes", "free_bytes")
+        names = ("volume", "volume_path", "label", "fs", "rotational", "total_bytes", "free_bytes",
+                 "fsid")
         known = {name: getattr(info, name, None) for name in names}
         if root is not None and (reason or info is None):
             known.update(volume=root.volume, volume_path=root.volume_path, fs=root.fs)
@@ -8092,7 +8250,7 @@ def about_agent(identity, *, port, instance, hash_algos, ffprobe, roots, python,
 
 
 # =================================================================================================
-# medialib/agent_service.py, from its line 21
+# medialib/agent_service.py, from its line 22
 # The running agent: scans now and then, delivers, says hello, and answers what it is asked.
 # =================================================================================================
 
@@ -8304,7 +8462,8 @@ class AgentService:
         """The root at `path` really is empty: the next scan takes it as it is."""
         root = self.cache.roots.at_path(path)
         if root is None and path in self.scanner.roots:
-            root = self.cache.roots.identify(path, describe_root(to_native(path)))
+            info = settle_volume(self.cache, path, describe_root(to_native(path)))
+            root = self.cache.roots.identify(path, info)
         if root is None:
             return False
         self.cache.roots.save(root, accept_empty=1)

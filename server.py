@@ -6,86 +6,87 @@ is one module's code, verbatim: low level first, the command line last. `line` i
 here, `there` where in the module: that maps a traceback back.
 
     line  there  section
-     176      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
-     226     25  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
-     491     18  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
-     850     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
-    1091     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
-    1402     20  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
-    1699     24  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
-    1902     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
-    1938     20  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
-    2118     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
-    2348     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2599     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, depth and number of objects.
-    2758     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    2965     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    3097     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3350     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3425     25  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    3809     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
-    4181     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4481     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    4598     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    4732     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
-    4875     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    5243      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5496     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    5759     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6101     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6159     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6302     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    6621     16  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    6715     35  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    7108     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7414     16  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    7620     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    7971     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    8144     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    8508     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
-    8770     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
-    8940     18  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
-    9255     20  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
-    9395     30  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
-    9786     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
-    9999     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
-   10108     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
-   10162     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
-   10262     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
-   10360     11  medialib/catalog_show.py: Files as the API shows them.
-   10407     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
-   10621     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
-   10689     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
-   10788     30  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
-   11037     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
-   11190     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
-   11371     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
-   11500     25  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
-   11775     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
-   12059     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
-   12162     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
-   12195     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
-   12352      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
-   12494     13  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others, found in the sort's own index.
-   12558     27  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   12929     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   12970     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   13156     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
-   13387     36  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   13767     18  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   13879      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   13920      1  medialib/web/: The files of the web UI.
-   17959     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   18058     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   18129     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   18301     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   18389     16  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   18505      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   18586      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   18629     44  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   18923     39  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+     177      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
+     227     25  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
+     492     18  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
+     851     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
+    1092     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
+    1403     20  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
+    1717     24  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
+    1920     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
+    1956     20  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
+    2136     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
+    2366     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
+    2617     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, depth and number of objects.
+    2776     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    2983     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3115     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3368     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3443     25  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    3827     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
+    4199     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4499     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    4616     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    4750     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
+    4893     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    5261      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5514     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    5792     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6134     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6192     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6335     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    6654     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    6761     17  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    6862     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    7262     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7568     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    7778     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    8129     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    8302     22  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    8667     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
+    8929     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
+    9099     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
+    9419     20  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
+    9559     30  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
+    9950     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
+   10163     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
+   10272     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
+   10326     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
+   10426     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
+   10524     11  medialib/catalog_show.py: Files as the API shows them.
+   10571     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
+   10785     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
+   10853     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
+   10952     30  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
+   11201     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
+   11354     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
+   11536     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
+   11665     25  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
+   11940     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
+   12224     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
+   12327     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
+   12360     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
+   12517      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
+   12659     13  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others, found in the sort's own index.
+   12723     27  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   13094     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   13135     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   13321     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   13552     36  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   13932     18  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   14044      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   14085      1  medialib/web/: The files of the web UI.
+   18124     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   18223     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   18294     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   18466     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   18554     16  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   18670      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   18751      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   18794     44  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   19088     39  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: 9a08d64aa863c552e268eb9b2c30db1c85f378b54e1ae0b2867838d126743bcb
+# sha256 of all below this line: 49b20fed6014a70515bc8ccfbfeb1f6be893b67933f23f8d5e871e716ca9e5d3
 
 from __future__ import annotations
 
@@ -1401,6 +1402,7 @@ def find_files(listing: FolderListing, names):
 
 MOUNT_TABLE = "/proc/self/mountinfo"
 FS_IOC_GETFSUUID = 0x80111500  # one byte of length, then up to sixteen of UUID
+BTRFS_IOC_FS_INFO = 0x8400941F  # two numbers of eight bytes each, then the UUID
 NETWORK_FS = frozenset((
     "nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "glusterfs", "lustre", "afs", "ncpfs",
     "coda", "davfs", "vboxsf", "vmhgfs", "prl_fs", "virtiofs", "fuse.sshfs", "fuse.rclone",
@@ -1416,6 +1418,7 @@ MEMORY_FS = frozenset(("tmpfs", "ramfs", "rootfs", "devtmpfs"))
 # Their own UUID is the one that udev shows, so that every machine names the volume alike.
 _UUID_IOCTL_FS = frozenset(("ext2", "ext3", "ext4", "btrfs", "xfs", "f2fs", "bcachefs"))
 _LASTING_FSID_FS = frozenset(("ext2", "ext3", "ext4", "btrfs"))  # made from the UUID
+CLONE_MARK = "#clone@"  # in the name of a volume whose own name another attached disk has as well
 _OCTAL_ESCAPE = re.compile(rb"\\([0-7]{3})")
 _HEX_ESCAPE = re.compile(rb"\\x([0-9a-fA-F]{2})")
 
@@ -1436,6 +1439,7 @@ class RootInfo(NamedTuple):
 
     volume and volume_path name the same folder alike through every mount of it, on every machine;
     both are None where the file system has no lasting identity (tmpfs, overlay, unknown).
+    fsid is the name of a volume whose UUID is not to be had (older kernels in a container).
     """
 
     path: str
@@ -1450,6 +1454,7 @@ class RootInfo(NamedTuple):
     device: int
     inode: int
     inodes_stable: bool
+    fsid: str | None = None
 
 
 def describe_root(native_path: str) -> RootInfo:
@@ -1458,14 +1463,15 @@ def describe_root(native_path: str) -> RootInfo:
     seen = os.stat(path)
     mount = _mount_of(path)
     fs = mount.fs if mount else None
-    volume = _volume_of(path, seen, mount)
+    fsid = _fsid_of(path, mount)
+    volume = _volume_of(path, seen, mount) or fsid
     total, free = _space_of(path)
     return RootInfo(
         path=to_text(path), volume=volume,
         volume_path=_volume_path_of(path, mount) if volume else None,
         label=_label_of(mount), fs=fs, rotational=_is_rotational(mount),
         network=fs in NETWORK_FS, total_bytes=total, free_bytes=free, device=seen.st_dev,
-        inode=seen.st_ino, inodes_stable=inodes_stable_on(fs),
+        inode=seen.st_ino, inodes_stable=inodes_stable_on(fs), fsid=fsid,
     )
 
 
@@ -1556,13 +1562,15 @@ def _volume_of(path: str, seen, mount: MountEntry | None) -> str | None:
     if mount.fs in NETWORK_FS:
         return _network_volume(mount)
     if mount.fs in _UUID_IOCTL_FS:
-        found = _uuid_by_ioctl(path)
+        found = _uuid_by_ioctl(path, mount.fs)
         if found:
             return f"uuid:{found}"
     found = _name_by_link("/dev/disk/by-uuid", mount)
-    if found:
-        return f"uuid:{found.lower()}"
-    if mount.fs in _LASTING_FSID_FS:
+    return f"uuid:{found.lower()}" if found else None
+
+
+def _fsid_of(path: str, mount: MountEntry | None) -> str | None:
+    if mount is not None and mount.fs in _LASTING_FSID_FS:
         with contextlib.suppress(OSError, AttributeError):
             fsid = os.statvfs(path).f_fsid
             return f"fsid:{fsid:016x}" if fsid else None
@@ -1594,22 +1602,32 @@ def _volume_path_of(path: str, mount: MountEntry | None) -> str:
     return "/" + "/".join(part for part in parts if part)
 
 
-def _uuid_by_ioctl(path: str) -> str | None:
+def _uuid_by_ioctl(path: str, fs: str) -> str | None:
+    """What the file system itself says; udev, which would know too, is not in every container."""
     if fcntl is None:
         return None
-    answer = bytearray(17)
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
         return None
     try:
-        fcntl.ioctl(descriptor, FS_IOC_GETFSUUID, answer)
-    except (OSError, ValueError, OverflowError):
-        return None
+        length, raw = struct.unpack("B16s", _ask_file_system(descriptor, FS_IOC_GETFSUUID, 17))
+        if not length and fs == "btrfs":
+            answer = _ask_file_system(descriptor, BTRFS_IOC_FS_INFO, 1024)
+            length, raw = 16 * any(answer), answer[16:32]
     finally:
         os.close(descriptor)
-    length, raw = struct.unpack("B16s", bytes(answer))
     return str(uuid.UUID(bytes=raw)) if length == 16 and any(raw) else None
+
+
+def _ask_file_system(descriptor: int, question: int, length: int) -> bytes:
+    """The answer of an ioctl; zeros where it is not known."""
+    answer = bytearray(length)
+    try:
+        fcntl.ioctl(descriptor, question, answer)
+    except (OSError, ValueError, OverflowError):
+        return bytes(length)
+    return bytes(answer)
 
 
 def _device_numbers(mount: MountEntry) -> set:
@@ -5489,7 +5507,7 @@ class IndexWriter:
 
 
 # =================================================================================================
-# medialib/cache_roots.py, from its line 17
+# medialib/cache_roots.py, from its line 18
 # The agent's roots and folders: which disk is which root, and what each root holds in sum.
 # =================================================================================================
 
@@ -5580,11 +5598,26 @@ class RootBook:
                              " ORDER BY parked LIMIT 1", (volume, volume_path or ""))
         return self.get(row[0]) if row else None
 
+    def of_info(self, info) -> CachedRoot | None:
+        """The root of this volume, under either of its names."""
+        return self.of_volume(info.volume, info.volume_path) or self.of_volume(
+            info.fsid, info.volume_path)
+
+    def of_volume_or_clone(self, info) -> list:
+        """Every root that has the volume's name, or was named after it as a clone."""
+        clones = [f"{name}{CLONE_MARK}" for name in (info.volume, info.fsid)]
+        rows = self.store.rows(
+            "SELECT id FROM agent_root WHERE volume_path = ? AND (volume IN (?, ?)"
+            " OR substr(volume, 1, ?) = ? OR substr(volume, 1, ?) = ?) ORDER BY id",
+            (info.volume_path or "", info.volume, info.fsid, len(clones[0]), clones[0],
+             len(clones[1]), clones[1]))
+        return [self.get(row[0]) for row in rows]
+
     def identify(self, path: str, info) -> CachedRoot:
         """The root that `info` (a RootInfo of the folder now at `path`, not an empty one where
         another disk is expected) is; made if it is new. Moves and parks rows as needed.
         """
-        root = self.of_volume(info.volume, info.volume_path)
+        root = self.of_info(info)
         if root is None:
             root = self.at_path(path)
             if root is not None and is_other_disk(root, info):
@@ -6614,7 +6647,114 @@ def facts_of_content(content) -> HashResult:
 
 
 # =================================================================================================
-# medialib/root_check.py, from its line 16
+# medialib/root_volume.py, from its line 17
+# One name for one disk: a volume that is named in two ways, and disks that share one name.
+# =================================================================================================
+
+CLONE_SAMPLE = 64
+
+
+class RootOffline(Exception):
+    """The root cannot be scanned now; nothing of it changes state. Its text is the reason."""
+
+
+def settle_volume(cache, path: str, info, taken=None):
+    """`info` with the name by which cache and host know the volume.
+
+    taken: {(volume, volume_path): (device, path)} of roots looked at just before, which may have no
+    row yet
+    """
+    if info.volume is None:
+        here = cache.roots.at_path(path)
+        if here is None or here.volume is None or is_other_disk(here, info):
+            return info
+        return info._replace(volume=here.volume, volume_path=here.volume_path)
+    named = under_uuid(cache, info)
+    roots = cache.roots.of_volume_or_clone(named)
+    if not roots:
+        device, first = (taken or {}).get((named.volume, named.volume_path), (info.device, path))
+        return named if device == info.device else as_clone(cache, path, named, first)
+    if [root.path for root in roots if not root.parked] == [path] and len(roots) == 1:
+        return with_name_of(roots[0], named)
+    fitting = [root for root in roots if may_be_here(cache, root, path, info)]
+    if not fitting:
+        return as_clone(cache, path, named, roots[0].path)
+    best = max(fitting, key=lambda root: (
+        agreement(cache, root, path), root.path == path and not root.parked,
+        CLONE_MARK not in root.volume))
+    return with_name_of(best, named)
+
+
+def under_uuid(cache, info):
+    """Where only the fsid is known: the UUID that once was known with it."""
+    if info.fsid is None:
+        return info
+    key = f"volume of {info.fsid}"
+    known = cache.get_meta(key)
+    if info.volume == info.fsid:
+        return info._replace(volume=known) if known else info
+    if known != info.volume:
+        with contextlib.suppress(StoreError):  # a full disk: it is noted another time
+            cache.set_meta(key, info.volume)
+    return info
+
+
+def with_name_of(root, info):
+    """A root that is known by its fsid gets the better name."""
+    if root.volume in (info.volume, info.fsid):
+        return info
+    return info._replace(volume=root.volume, fsid=None)
+
+
+def as_clone(cache, path: str, info, other_path: str):
+    """A name of its own for a disk whose name is also that of the one attached at `other_path`."""
+    if info.fs in NETWORK_FS:
+        raise RootOffline(f"it is the same share as {other_path}")
+    name, number = f"{info.volume}{CLONE_MARK}{path}", 1
+    while cache.roots.of_volume(name, info.volume_path) is not None:
+        number += 1
+        name = f"{info.volume}{CLONE_MARK}{path}#{number}"
+    log.warning("%s has the UUID of the disk at %s; both are kept apart", path, other_path)
+    return info._replace(volume=name, fsid=None)
+
+
+def may_be_here(cache, root, path: str, info) -> bool:
+    """Whether the root can be what is at `path`: it is not when its own disk is attached elsewhere,
+    unless the two were exchanged, which its files tell.
+    """
+    if root.path == path and not root.parked:
+        return True
+    if root.parked or not attached_apart(root, info):
+        return True
+    return agreement(cache, root, path) > agreement(cache, root, root.path)
+
+
+def attached_apart(root, info) -> bool:
+    """Whether at the root's own path is a volume of this name on another device."""
+    try:
+        there = describe_root(to_native(root.path))
+    except OSError:
+        return False
+    return there.device != info.device and (
+        (there.volume, there.volume_path) == (info.volume, info.volume_path))
+
+
+def agreement(cache, root, path: str) -> float:
+    """The share of the root's files, of those that changed last, which are at `path` as they are
+    known.
+    """
+    rows = cache.store.rows("SELECT path, inode_key FROM agent_index WHERE root_id = ?"
+                            " ORDER BY rev DESC LIMIT ?", (root.id, CLONE_SAMPLE))
+    found = 0
+    for file_path, key in rows:
+        native = os.path.join(to_native(path), to_native(file_path[len(root.prefix()):]))
+        with contextlib.suppress(OSError, ValueError):
+            found += same_version(key, inode_key(os.lstat(native)))
+    return found / len(rows) if rows else 0.0
+
+
+# =================================================================================================
+# medialib/root_check.py, from its line 17
 # Is the folder at a root's path really the root? Absence is not deletion.
 # =================================================================================================
 
@@ -6623,31 +6763,28 @@ EMPTY_REASON = "empty: a disk may be missing; accept it as empty if it really is
 RENUMBER_SAMPLE = 64
 
 
-class RootOffline(Exception):
-    """The root cannot be scanned now; nothing of it changes state. Its text is the reason."""
-
-
-def look_at_root(cache, path: str, known_at_host: int = 0) -> tuple:
+def look_at_root(cache, path: str, known_at_host: int = 0, taken=None) -> tuple:
     """(RootInfo, whether the folder is empty). RootOffline if the root is not (all) there.
 
     known_at_host: how many files the host has of the root at this path, for a cache that lost its
-    memory.
+    memory. taken: see settle_volume.
     """
     native = to_native(path)
     try:
-        info = describe_root(native)
+        seen = describe_root(native)
         with os.scandir(native) as entries:
             names = [to_text(entry.name) for _, entry in zip(range(TOP_NAMES), entries)]
     except OSError as error:
         raise RootOffline(f"{error_class(error)}: {error_text(error)}") from error
+    info = settle_volume(cache, path, seen, taken)
     here = cache.roots.at_path(path)
-    expected = cache.roots.of_volume(info.volume, info.volume_path) or here
+    expected = cache.roots.of_info(info) or here
     accepted = here is not None and here.accept_empty
     known = max(here.files if here else 0, expected.files if expected else 0, known_at_host)
     if not names and known and not accepted:
         raise RootOffline(EMPTY_REASON)
     if names and expected is not None and expected.files and not expected.accept_empty:
-        doubt_other_disk(cache, expected, info, names)
+        doubt_other_disk(cache, expected, seen, names)
     return info, not names
 
 
@@ -6707,8 +6844,18 @@ def device_of(path: str) -> int | None:
         return None
 
 
+def device_near(path: str) -> int | None:
+    """The device number of the folder a text path is in, or of the nearest above that is there."""
+    while path:
+        path = path.rpartition("/")[0]
+        device = device_of(path) if path else None
+        if device is not None:
+            return device
+    return None
+
+
 # =================================================================================================
-# medialib/scan_pipeline.py, from its line 35
+# medialib/scan_pipeline.py, from its line 36
 # Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
 # =================================================================================================
 
@@ -6959,14 +7106,17 @@ class RootScan:
         return self.window.join_twin(job)
 
     def _on_this_disk(self, content, job) -> bool:
-        """Inode numbers mean something on one file system only."""
-        if content.root_id == self.root.id:
-            return True
+        """Inode numbers mean something on one file system only, and in one subvolume of it."""
         if content.inode_key == job.found.inode_key:
             return True
         other = self.cache.roots.find(content.root_id)
-        return other is not None and other.volume is not None and (
-            other.volume == self.root.volume)
+        if other is None or (other.id != self.root.id and (
+                other.volume is None or other.volume != self.root.volume)):
+            return False
+        # The file system may have another number today than when the content was seen. A snapshot
+        # has the inodes of its original, and their ctime.
+        return content.ctime == job.found.ctime or (
+            device_near(content.path) == device_in_key(job.found.inode_key))
 
     def _may_move(self, content, job) -> bool:
         """A row may be taken from this root, or from another one that is there now."""
@@ -7081,6 +7231,10 @@ class RootScan:
         if same_version(known.inode_key, found.inode_key, self.inodes_stable):
             job.known = known
         self.window.read(job)
+
+
+def device_in_key(key: str) -> int:
+    return int(key.rpartition(":")[2])
 
 
 class NamesAsText:
@@ -7407,7 +7561,7 @@ class FullHashPass(CachePass):
 
 
 # =================================================================================================
-# medialib/scan_run.py, from its line 16
+# medialib/scan_run.py, from its line 17
 # One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
 # =================================================================================================
 
@@ -7454,9 +7608,12 @@ class Scanner:
 
     def look_at(self, roots: list) -> None:
         """See what each root lies on and whether it is there, before the host is told of it."""
+        taken: dict = {}
         for path in roots:
             try:
-                self.infos[path], _ = look_at_root(self.cache, path)
+                info, _ = look_at_root(self.cache, path, taken=taken)
+                self.infos[path] = info
+                taken.setdefault((info.volume, info.volume_path), (info.device, path))
                 self.offline.pop(path, None)
             except RootOffline as reason:
                 self.infos.pop(path, None)
@@ -7605,7 +7762,8 @@ class Scanner:
         if reason is None and not scanning and root is not None and root.state == "offline":
             reason = root.reason
         state = "offline" if reason else "scanning" if scanning else "online"
-        names = ("volume", "volume_path", "label", "fs", "rotational", "total_bytes", "free_bytes")
+        names = ("volume", "volume_path", "label", "fs", "rotational", "total_bytes", "free_bytes",
+                 "fsid")
         known = {name: getattr(info, name, None) for name in names}
         if root is not None and (reason or info is None):
             known.update(volume=root.volume, volume_path=root.volume_path, fs=root.fs)
@@ -8137,7 +8295,7 @@ def about_agent(identity, *, port, instance, hash_algos, ffprobe, roots, python,
 
 
 # =================================================================================================
-# medialib/agent_service.py, from its line 21
+# medialib/agent_service.py, from its line 22
 # The running agent: scans now and then, delivers, says hello, and answers what it is asked.
 # =================================================================================================
 
@@ -8349,7 +8507,8 @@ class AgentService:
         """The root at `path` really is empty: the next scan takes it as it is."""
         root = self.cache.roots.at_path(path)
         if root is None and path in self.scanner.roots:
-            root = self.cache.roots.identify(path, describe_root(to_native(path)))
+            info = settle_volume(self.cache, path, describe_root(to_native(path)))
+            root = self.cache.roots.identify(path, info)
         if root is None:
             return False
         self.cache.roots.save(root, accept_empty=1)
@@ -8933,7 +9092,7 @@ def algo_code(name: str) -> int:
 
 
 # =================================================================================================
-# medialib/catalog_roots.py, from its line 18
+# medialib/catalog_roots.py, from its line 19
 # The catalogue's agents, roots and folders: who reports what, and which row stands for it.
 # =================================================================================================
 
@@ -9144,7 +9303,7 @@ def touch_root(db, counters: CatalogCounters, root: CatalogRoot, **values) -> bo
 
 def resolve_root(db, counters: CatalogCounters, agent: CatalogAgent, path: str,
                  volume: str | None, volume_path: str | None, *, is_alive,
-                 held=None, told: bool = False) -> CatalogRoot:
+                 held=None, told: bool = False, fsid: str | None = None) -> CatalogRoot:
     """The root row for what the agent says it has at `path`; made, renamed or moved as needed.
 
     `told` with a volume of None: the agent looked, and what is there has no lasting identity. It is
@@ -9153,6 +9312,7 @@ def resolve_root(db, counters: CatalogCounters, agent: CatalogAgent, path: str,
     `is_alive(db, agent number, root) -> bool` tells whether another agent still holds that root.
     `held` is given for a root that is away: the numbers of the roots that are there. One of them
     may well be at the same path, and is neither taken for the one that is away nor displaced by it.
+    `fsid` is how the volume was called where its UUID was not to be had.
     """
     roots = read_roots(db, agent.id)
     if volume is None:
@@ -9166,11 +9326,13 @@ def resolve_root(db, counters: CatalogCounters, agent: CatalogAgent, path: str,
             _take_path(db, counters, roots, found, path, away=False)
         return found
     volume_path = volume_path or ""
-    for root in roots:
-        if root.volume == volume and (root.volume_path or "") == volume_path:
-            if held is None or root.id not in held:
-                _take_path(db, counters, roots, root, path, away=held is not None)
-            return root
+    for name in (volume, fsid) if fsid else (volume,):
+        for root in roots:
+            if root.volume == name and (root.volume_path or "") == volume_path:
+                touch_root(db, counters, root, volume=volume)
+                if held is None or root.id not in held:
+                    _take_path(db, counters, roots, root, path, away=held is not None)
+                return root
     for root in roots:
         if (root.path == path and root.volume is None and not root.implicit
                 and root.id not in (held or ())):
@@ -9178,7 +9340,7 @@ def resolve_root(db, counters: CatalogCounters, agent: CatalogAgent, path: str,
             return root
     found = None
     if held is None:
-        found = _carried_root(db, counters, agent, volume, volume_path, is_alive)
+        found = _carried_root(db, counters, agent, volume, volume_path, fsid, is_alive)
     if found is None:
         found = _make_root(db, counters, agent, path, volume, volume_path)
     _take_path(db, counters, roots, found, path, away=held is not None)
@@ -9205,16 +9367,18 @@ def _take_path(db, counters, roots: list, root: CatalogRoot, path: str, *, away:
                        reason="another disk is mounted in its place")
 
 
-def _carried_root(db, counters, agent, volume, volume_path, is_alive) -> CatalogRoot | None:
+def _carried_root(db, counters, agent, volume, volume_path, fsid, is_alive) -> CatalogRoot | None:
     """The root of this volume that belonged to an agent which no longer holds it."""
-    rows = db.execute(f"SELECT {ROOT_ROW_COLUMNS} FROM root WHERE volume = ? AND"
+    if CLONE_MARK in volume:  # a name that means something to one agent only
+        return None
+    rows = db.execute(f"SELECT {ROOT_ROW_COLUMNS} FROM root WHERE volume IN (?, ?) AND"
                       " coalesce(volume_path, '') = ? AND agent <> ? ORDER BY seq DESC",
-                      (volume, volume_path, agent.id)).fetchall()
+                      (volume, fsid or volume, volume_path, agent.id)).fetchall()
     for root in (CatalogRoot(*row) for row in rows):
         if not is_alive(db, root.agent, root):
             log.info("the disk of %s was carried to %s", root.path, agent.name)
             touch_root(db, counters, root, agent=agent.id, transferred=1, state="online",
-                       reason=None)
+                       reason=None, volume=volume)
             return root
     return None
 
@@ -11259,11 +11423,12 @@ def _reported_root(changes, presence, agent, reported: dict, held=None) -> int:
     volume = reported.get("volume") if isinstance(reported.get("volume"), str) else None
     volume_path = reported.get("volume_path")
     volume_path = volume_path if isinstance(volume_path, str) else None
+    fsid = reported.get("fsid") if isinstance(reported.get("fsid"), str) else None
     state = reported.get("state") if reported.get("state") in ROOT_STATES else "online"
     reason = reported.get("reason")
     root = resolve_root(db, changes.counters, agent, reported["path"], volume, volume_path,
                         is_alive=functools.partial(holder_is_alive, presence), held=held,
-                        told="volume" in reported and held is None)
+                        told="volume" in reported and held is None, fsid=fsid)
     if root.id in (held or ()):
         return root.id
     facts = {name: reported.get(name) for name in ROOT_FACTS if reported.get(name) is not None}

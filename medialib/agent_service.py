@@ -14,6 +14,7 @@ from .hashing import available_algorithms
 from .host_link import HostLink, about_agent
 from .http_client import PeerError
 from .mounts import describe_root
+from .root_volume import settle_volume
 from .scan_common import to_native, to_text
 from .scan_plan import in_offpeak
 from .scan_run import Scanner, merged_roots
@@ -226,7 +227,8 @@ class AgentService:
         """The root at `path` really is empty: the next scan takes it as it is."""
         root = self.cache.roots.at_path(path)
         if root is None and path in self.scanner.roots:
-            root = self.cache.roots.identify(path, describe_root(to_native(path)))
+            info = settle_volume(self.cache, path, describe_root(to_native(path)))
+            root = self.cache.roots.identify(path, info)
         if root is None:
             return False
         self.cache.roots.save(root, accept_empty=1)

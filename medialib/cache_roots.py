@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from .base import log
 from .index_writer import KEEP_FORMER
+from .mounts import CLONE_MARK
 from .scan_common import DIGEST_MODULUS
 
 ROOT_COLUMNS = (
@@ -101,11 +102,26 @@ class RootBook:
                              " ORDER BY parked LIMIT 1", (volume, volume_path or ""))
         return self.get(row[0]) if row else None
 
+    def of_info(self, info) -> CachedRoot | None:
+        """The root of this volume, under either of its names."""
+        return self.of_volume(info.volume, info.volume_path) or self.of_volume(
+            info.fsid, info.volume_path)
+
+    def of_volume_or_clone(self, info) -> list:
+        """Every root that has the volume's name, or was named after it as a clone."""
+        clones = [f"{name}{CLONE_MARK}" for name in (info.volume, info.fsid)]
+        rows = self.store.rows(
+            "SELECT id FROM agent_root WHERE volume_path = ? AND (volume IN (?, ?)"
+            " OR substr(volume, 1, ?) = ? OR substr(volume, 1, ?) = ?) ORDER BY id",
+            (info.volume_path or "", info.volume, info.fsid, len(clones[0]), clones[0],
+             len(clones[1]), clones[1]))
+        return [self.get(row[0]) for row in rows]
+
     def identify(self, path: str, info) -> CachedRoot:
         """The root that `info` (a RootInfo of the folder now at `path`, not an empty one where
         another disk is expected) is; made if it is new. Moves and parks rows as needed.
         """
-        root = self.of_volume(info.volume, info.volume_path)
+        root = self.of_info(info)
         if root is None:
             root = self.at_path(path)
             if root is not None and is_other_disk(root, info):

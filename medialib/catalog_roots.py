@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from .base import log
 from .catalog_rows import folder_key_bytes
+from .mounts import CLONE_MARK
 from .scan_common import parent_of
 
 ALIVE_S = 75.0  # an agent that was silent for longer is not running
@@ -222,7 +223,7 @@ def touch_root(db, counters: CatalogCounters, root: CatalogRoot, **values) -> bo
 
 def resolve_root(db, counters: CatalogCounters, agent: CatalogAgent, path: str,
                  volume: str | None, volume_path: str | None, *, is_alive,
-                 held=None, told: bool = False) -> CatalogRoot:
+                 held=None, told: bool = False, fsid: str | None = None) -> CatalogRoot:
     """The root row for what the agent says it has at `path`; made, renamed or moved as needed.
 
     `told` with a volume of None: the agent looked, and what is there has no lasting identity. It is
@@ -231,6 +232,7 @@ def resolve_root(db, counters: CatalogCounters, agent: CatalogAgent, path: str,
     `is_alive(db, agent number, root) -> bool` tells whether another agent still holds that root.
     `held` is given for a root that is away: the numbers of the roots that are there. One of them
     may well be at the same path, and is neither taken for the one that is away nor displaced by it.
+    `fsid` is how the volume was called where its UUID was not to be had.
     """
     roots = read_roots(db, agent.id)
     if volume is None:
@@ -244,11 +246,13 @@ def resolve_root(db, counters: CatalogCounters, agent: CatalogAgent, path: str,
             _take_path(db, counters, roots, found, path, away=False)
         return found
     volume_path = volume_path or ""
-    for root in roots:
-        if root.volume == volume and (root.volume_path or "") == volume_path:
-            if held is None or root.id not in held:
-                _take_path(db, counters, roots, root, path, away=held is not None)
-            return root
+    for name in (volume, fsid) if fsid else (volume,):
+        for root in roots:
+            if root.volume == name and (root.volume_path or "") == volume_path:
+                touch_root(db, counters, root, volume=volume)
+                if held is None or root.id not in held:
+                    _take_path(db, counters, roots, root, path, away=held is not None)
+                return root
     for root in roots:
         if (root.path == path and root.volume is None and not root.implicit
                 and root.id not in (held or ())):
@@ -256,7 +260,7 @@ def resolve_root(db, counters: CatalogCounters, agent: CatalogAgent, path: str,
             return root
     found = None
     if held is None:
-        found = _carried_root(db, counters, agent, volume, volume_path, is_alive)
+        found = _carried_root(db, counters, agent, volume, volume_path, fsid, is_alive)
     if found is None:
         found = _make_root(db, counters, agent, path, volume, volume_path)
     _take_path(db, counters, roots, found, path, away=held is not None)
@@ -283,16 +287,18 @@ def _take_path(db, counters, roots: list, root: CatalogRoot, path: str, *, away:
                        reason="another disk is mounted in its place")
 
 
-def _carried_root(db, counters, agent, volume, volume_path, is_alive) -> CatalogRoot | None:
+def _carried_root(db, counters, agent, volume, volume_path, fsid, is_alive) -> CatalogRoot | None:
     """The root of this volume that belonged to an agent which no longer holds it."""
-    rows = db.execute(f"SELECT {ROOT_ROW_COLUMNS} FROM root WHERE volume = ? AND"
+    if CLONE_MARK in volume:  # a name that means something to one agent only
+        return None
+    rows = db.execute(f"SELECT {ROOT_ROW_COLUMNS} FROM root WHERE volume IN (?, ?) AND"
                       " coalesce(volume_path, '') = ? AND agent <> ? ORDER BY seq DESC",
-                      (volume, volume_path, agent.id)).fetchall()
+                      (volume, fsid or volume, volume_path, agent.id)).fetchall()
     for root in (CatalogRoot(*row) for row in rows):
         if not is_alive(db, root.agent, root):
             log.info("the disk of %s was carried to %s", root.path, agent.name)
             touch_root(db, counters, root, agent=agent.id, transferred=1, state="online",
-                       reason=None)
+                       reason=None, volume=volume)
             return root
     return None
 

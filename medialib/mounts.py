@@ -19,6 +19,7 @@ from .scan_common import to_text
 
 MOUNT_TABLE = "/proc/self/mountinfo"
 FS_IOC_GETFSUUID = 0x80111500  # one byte of length, then up to sixteen of UUID
+BTRFS_IOC_FS_INFO = 0x8400941F  # two numbers of eight bytes each, then the UUID
 NETWORK_FS = frozenset((
     "nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "glusterfs", "lustre", "afs", "ncpfs",
     "coda", "davfs", "vboxsf", "vmhgfs", "prl_fs", "virtiofs", "fuse.sshfs", "fuse.rclone",
@@ -34,6 +35,7 @@ MEMORY_FS = frozenset(("tmpfs", "ramfs", "rootfs", "devtmpfs"))
 # Their own UUID is the one that udev shows, so that every machine names the volume alike.
 _UUID_IOCTL_FS = frozenset(("ext2", "ext3", "ext4", "btrfs", "xfs", "f2fs", "bcachefs"))
 _LASTING_FSID_FS = frozenset(("ext2", "ext3", "ext4", "btrfs"))  # made from the UUID
+CLONE_MARK = "#clone@"  # in the name of a volume whose own name another attached disk has as well
 _OCTAL_ESCAPE = re.compile(rb"\\([0-7]{3})")
 _HEX_ESCAPE = re.compile(rb"\\x([0-9a-fA-F]{2})")
 
@@ -54,6 +56,7 @@ class RootInfo(NamedTuple):
 
     volume and volume_path name the same folder alike through every mount of it, on every machine;
     both are None where the file system has no lasting identity (tmpfs, overlay, unknown).
+    fsid is the name of a volume whose UUID is not to be had (older kernels in a container).
     """
 
     path: str
@@ -68,6 +71,7 @@ class RootInfo(NamedTuple):
     device: int
     inode: int
     inodes_stable: bool
+    fsid: str | None = None
 
 
 def describe_root(native_path: str) -> RootInfo:
@@ -76,14 +80,15 @@ def describe_root(native_path: str) -> RootInfo:
     seen = os.stat(path)
     mount = _mount_of(path)
     fs = mount.fs if mount else None
-    volume = _volume_of(path, seen, mount)
+    fsid = _fsid_of(path, mount)
+    volume = _volume_of(path, seen, mount) or fsid
     total, free = _space_of(path)
     return RootInfo(
         path=to_text(path), volume=volume,
         volume_path=_volume_path_of(path, mount) if volume else None,
         label=_label_of(mount), fs=fs, rotational=_is_rotational(mount),
         network=fs in NETWORK_FS, total_bytes=total, free_bytes=free, device=seen.st_dev,
-        inode=seen.st_ino, inodes_stable=inodes_stable_on(fs),
+        inode=seen.st_ino, inodes_stable=inodes_stable_on(fs), fsid=fsid,
     )
 
 
@@ -174,13 +179,15 @@ def _volume_of(path: str, seen, mount: MountEntry | None) -> str | None:
     if mount.fs in NETWORK_FS:
         return _network_volume(mount)
     if mount.fs in _UUID_IOCTL_FS:
-        found = _uuid_by_ioctl(path)
+        found = _uuid_by_ioctl(path, mount.fs)
         if found:
             return f"uuid:{found}"
     found = _name_by_link("/dev/disk/by-uuid", mount)
-    if found:
-        return f"uuid:{found.lower()}"
-    if mount.fs in _LASTING_FSID_FS:
+    return f"uuid:{found.lower()}" if found else None
+
+
+def _fsid_of(path: str, mount: MountEntry | None) -> str | None:
+    if mount is not None and mount.fs in _LASTING_FSID_FS:
         with contextlib.suppress(OSError, AttributeError):
             fsid = os.statvfs(path).f_fsid
             return f"fsid:{fsid:016x}" if fsid else None
@@ -212,22 +219,32 @@ def _volume_path_of(path: str, mount: MountEntry | None) -> str:
     return "/" + "/".join(part for part in parts if part)
 
 
-def _uuid_by_ioctl(path: str) -> str | None:
+def _uuid_by_ioctl(path: str, fs: str) -> str | None:
+    """What the file system itself says; udev, which would know too, is not in every container."""
     if fcntl is None:
         return None
-    answer = bytearray(17)
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
         return None
     try:
-        fcntl.ioctl(descriptor, FS_IOC_GETFSUUID, answer)
-    except (OSError, ValueError, OverflowError):
-        return None
+        length, raw = struct.unpack("B16s", _ask_file_system(descriptor, FS_IOC_GETFSUUID, 17))
+        if not length and fs == "btrfs":
+            answer = _ask_file_system(descriptor, BTRFS_IOC_FS_INFO, 1024)
+            length, raw = 16 * any(answer), answer[16:32]
     finally:
         os.close(descriptor)
-    length, raw = struct.unpack("B16s", bytes(answer))
     return str(uuid.UUID(bytes=raw)) if length == 16 and any(raw) else None
+
+
+def _ask_file_system(descriptor: int, question: int, length: int) -> bytes:
+    """The answer of an ioctl; zeros where it is not known."""
+    answer = bytearray(length)
+    try:
+        fcntl.ioctl(descriptor, question, answer)
+    except (OSError, ValueError, OverflowError):
+        return bytes(length)
+    return bytes(answer)
 
 
 def _device_numbers(mount: MountEntry) -> set:

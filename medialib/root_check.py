@@ -10,6 +10,7 @@ import os
 
 from .base import log
 from .mounts import describe_root
+from .root_volume import RootOffline, settle_volume
 from .scan_buffer import error_class, error_text
 from .scan_common import inode_key, same_version, to_native, to_text
 
@@ -18,31 +19,28 @@ EMPTY_REASON = "empty: a disk may be missing; accept it as empty if it really is
 RENUMBER_SAMPLE = 64
 
 
-class RootOffline(Exception):
-    """The root cannot be scanned now; nothing of it changes state. Its text is the reason."""
-
-
-def look_at_root(cache, path: str, known_at_host: int = 0) -> tuple:
+def look_at_root(cache, path: str, known_at_host: int = 0, taken=None) -> tuple:
     """(RootInfo, whether the folder is empty). RootOffline if the root is not (all) there.
 
     known_at_host: how many files the host has of the root at this path, for a cache that lost its
-    memory.
+    memory. taken: see settle_volume.
     """
     native = to_native(path)
     try:
-        info = describe_root(native)
+        seen = describe_root(native)
         with os.scandir(native) as entries:
             names = [to_text(entry.name) for _, entry in zip(range(TOP_NAMES), entries)]
     except OSError as error:
         raise RootOffline(f"{error_class(error)}: {error_text(error)}") from error
+    info = settle_volume(cache, path, seen, taken)
     here = cache.roots.at_path(path)
-    expected = cache.roots.of_volume(info.volume, info.volume_path) or here
+    expected = cache.roots.of_info(info) or here
     accepted = here is not None and here.accept_empty
     known = max(here.files if here else 0, expected.files if expected else 0, known_at_host)
     if not names and known and not accepted:
         raise RootOffline(EMPTY_REASON)
     if names and expected is not None and expected.files and not expected.accept_empty:
-        doubt_other_disk(cache, expected, info, names)
+        doubt_other_disk(cache, expected, seen, names)
     return info, not names
 
 
@@ -100,3 +98,13 @@ def device_of(path: str) -> int | None:
         return os.stat(to_native(path)).st_dev
     except (OSError, ValueError):
         return None
+
+
+def device_near(path: str) -> int | None:
+    """The device number of the folder a text path is in, or of the nearest above that is there."""
+    while path:
+        path = path.rpartition("/")[0]
+        device = device_of(path) if path else None
+        if device is not None:
+            return device
+    return None

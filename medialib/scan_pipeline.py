@@ -22,12 +22,13 @@ from .hash_window import (
 )
 from .mounts import mount_points
 from .root_check import (
-    RootOffline,
     check_still_mounted,
+    device_near,
     device_of,
     is_renumbered,
     look_at_root,
 )
+from .root_volume import RootOffline
 from .scan_buffer import ChangeBuffer, error_class, error_text
 from .scan_common import inode_key, parent_of, same_version, to_native, to_text
 from .walk import FileProblem, find_files, walk_folders
@@ -279,14 +280,17 @@ class RootScan:
         return self.window.join_twin(job)
 
     def _on_this_disk(self, content, job) -> bool:
-        """Inode numbers mean something on one file system only."""
-        if content.root_id == self.root.id:
-            return True
+        """Inode numbers mean something on one file system only, and in one subvolume of it."""
         if content.inode_key == job.found.inode_key:
             return True
         other = self.cache.roots.find(content.root_id)
-        return other is not None and other.volume is not None and (
-            other.volume == self.root.volume)
+        if other is None or (other.id != self.root.id and (
+                other.volume is None or other.volume != self.root.volume)):
+            return False
+        # The file system may have another number today than when the content was seen. A snapshot
+        # has the inodes of its original, and their ctime.
+        return content.ctime == job.found.ctime or (
+            device_near(content.path) == device_in_key(job.found.inode_key))
 
     def _may_move(self, content, job) -> bool:
         """A row may be taken from this root, or from another one that is there now."""
@@ -401,6 +405,10 @@ class RootScan:
         if same_version(known.inode_key, found.inode_key, self.inodes_stable):
             job.known = known
         self.window.read(job)
+
+
+def device_in_key(key: str) -> int:
+    return int(key.rpartition(":")[2])
 
 
 class NamesAsText:

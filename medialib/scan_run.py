@@ -6,7 +6,8 @@ import os
 import time
 
 from .base import log
-from .root_check import RootOffline, look_at_root
+from .root_check import look_at_root
+from .root_volume import RootOffline
 from .scan_common import to_native, to_text
 from .scan_passes import FullHashPass, ProbePass
 from .scan_pipeline import RootScan
@@ -56,9 +57,12 @@ class Scanner:
 
     def look_at(self, roots: list) -> None:
         """See what each root lies on and whether it is there, before the host is told of it."""
+        taken: dict = {}
         for path in roots:
             try:
-                self.infos[path], _ = look_at_root(self.cache, path)
+                info, _ = look_at_root(self.cache, path, taken=taken)
+                self.infos[path] = info
+                taken.setdefault((info.volume, info.volume_path), (info.device, path))
                 self.offline.pop(path, None)
             except RootOffline as reason:
                 self.infos.pop(path, None)
@@ -207,7 +211,8 @@ class Scanner:
         if reason is None and not scanning and root is not None and root.state == "offline":
             reason = root.reason
         state = "offline" if reason else "scanning" if scanning else "online"
-        names = ("volume", "volume_path", "label", "fs", "rotational", "total_bytes", "free_bytes")
+        names = ("volume", "volume_path", "label", "fs", "rotational", "total_bytes", "free_bytes",
+                 "fsid")
         known = {name: getattr(info, name, None) for name in names}
         if root is not None and (reason or info is None):
             known.update(volume=root.volume, volume_path=root.volume_path, fs=root.fs)

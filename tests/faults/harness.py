@@ -250,6 +250,31 @@ def loop_mounted(image: Path, place, options: str = "loop"):
     return mounted("-o", options, image, place)
 
 
+DISK_MIB = {"ext4": 64, "xfs": 320, "btrfs": 128}  # xfs and btrfs make no smaller ones
+
+
+def new_disk(folder: Path, kind: str):
+    """A disk of a kind as a function: disk(place) is its mount, again and again with the same
+    files. "bind" is a folder of the system's own disk, "memory" one in a tmpfs, "overlay" one over
+    an empty folder; the others are images of that file system.
+    """
+    store = folder / f"disk of {kind}"
+    if kind in DISK_MIB:
+        image = disk_image(store, kind, DISK_MIB[kind])
+        return lambda place: loop_mounted(image, place)
+    store.mkdir()
+    if kind == "overlay":
+        for name in ("lower", "upper", "work"):
+            (store / name).mkdir()
+        # An overlay cannot lie upon an overlay, which /tmp may be on.
+        layers = ",".join(f"{name}dir={store / name}".replace(" ", "\\040")
+                          for name in ("lower", "upper", "work"))
+        return lambda place: mounted("-t", "overlay", "-o", layers, "overlay", place)
+    if kind == "memory":
+        mount("-t", "tmpfs", "-o", "size=64m,mode=755", "tmpfs", store)
+    return lambda place: mounted("--bind", store, place)
+
+
 def cut_power(place) -> None:
     """The file system stops here and now, with nothing more written: ext4's own shutdown."""
     descriptor = os.open(str(place), os.O_RDONLY)
