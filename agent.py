@@ -48,7 +48,7 @@ here, `there` where in the module: that maps a traceback back.
     8749     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
     8973     47  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
 """
-# sha256 of all below this line: e1b7e78b6b77396617e8af0f4acd560fc059aa64948f2811a5b0afa7ded61f3e
+# sha256 of all below this line: b51a0d7d4ee7395b53267f7e978fd4fd73b5ac96a2358e0a5f22b3af4bd2b579
 
 from __future__ import annotations
 
@@ -2529,7 +2529,7 @@ def copy_database(path: str, target: str) -> int:
 
 
 def refuse_to_replace(path: str, target: str) -> None:
-    """StoreError unless `target` is free, an empty file, or a database that nobody uses."""
+    """StoreError unless `target` is free, or a database that nobody uses."""
     if not os.path.lexists(target):
         return
     if os.path.exists(path) and os.path.samefile(path, target):
@@ -2543,7 +2543,7 @@ def refuse_to_replace(path: str, target: str) -> None:
             header = file.read(len(SQLITE_HEADER))
     except OSError as error:
         raise StoreError(f"cannot write {target}: {error.strerror or error}") from error
-    if header not in (b"", SQLITE_HEADER):
+    if header != SQLITE_HEADER:  # an empty file may be somebody's lock
         raise StoreError(f"{target} is there already and is not a copy of a catalogue")
 
 
@@ -3759,7 +3759,7 @@ def listening_socket(address: str, port: int):
             return listening_socket("0.0.0.0", port)  # IPv6 is compiled in, but switched off
         raise MedialibError(_bind_failure(address, port, error)) from error
     except OverflowError as error:
-        raise MedialibError(f"{port} is not a port number (0 to 65535)") from error
+        raise UsageError(f"{port} is not a port number (0 to 65535)") from error
 
 
 def _bind_failure(address: str, port: int, error: OSError) -> str:

@@ -86,7 +86,7 @@ here, `there` where in the module: that maps a traceback back.
    18794     44  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
    19088     39  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: 49b20fed6014a70515bc8ccfbfeb1f6be893b67933f23f8d5e871e716ca9e5d3
+# sha256 of all below this line: adc85cf6fd445526ade524c1a429c0814a69ab0542ac7c276c9f24dc96236b39
 
 from __future__ import annotations
 
@@ -2574,7 +2574,7 @@ def copy_database(path: str, target: str) -> int:
 
 
 def refuse_to_replace(path: str, target: str) -> None:
-    """StoreError unless `target` is free, an empty file, or a database that nobody uses."""
+    """StoreError unless `target` is free, or a database that nobody uses."""
     if not os.path.lexists(target):
         return
     if os.path.exists(path) and os.path.samefile(path, target):
@@ -2588,7 +2588,7 @@ def refuse_to_replace(path: str, target: str) -> None:
             header = file.read(len(SQLITE_HEADER))
     except OSError as error:
         raise StoreError(f"cannot write {target}: {error.strerror or error}") from error
-    if header not in (b"", SQLITE_HEADER):
+    if header != SQLITE_HEADER:  # an empty file may be somebody's lock
         raise StoreError(f"{target} is there already and is not a copy of a catalogue")
 
 
@@ -3804,7 +3804,7 @@ def listening_socket(address: str, port: int):
             return listening_socket("0.0.0.0", port)  # IPv6 is compiled in, but switched off
         raise MedialibError(_bind_failure(address, port, error)) from error
     except OverflowError as error:
-        raise MedialibError(f"{port} is not a port number (0 to 65535)") from error
+        raise UsageError(f"{port} is not a port number (0 to 65535)") from error
 
 
 def _bind_failure(address: str, port: int, error: OSError) -> str:

@@ -19,7 +19,7 @@ import socket
 import threading
 import time
 
-from .base import MedialibError, log
+from .base import MedialibError, UsageError, log
 from .http_gate import format_address, parse_address
 
 HTTP_CONNECTIONS = 96
@@ -386,7 +386,7 @@ def listening_socket(address: str, port: int):
             return listening_socket("0.0.0.0", port)  # IPv6 is compiled in, but switched off
         raise MedialibError(_bind_failure(address, port, error)) from error
     except OverflowError as error:
-        raise MedialibError(f"{port} is not a port number (0 to 65535)") from error
+        raise UsageError(f"{port} is not a port number (0 to 65535)") from error
 
 
 def _bind_failure(address: str, port: int, error: OSError) -> str:

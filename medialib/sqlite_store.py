@@ -230,7 +230,7 @@ def copy_database(path: str, target: str) -> int:
 
 
 def refuse_to_replace(path: str, target: str) -> None:
-    """StoreError unless `target` is free, an empty file, or a database that nobody uses."""
+    """StoreError unless `target` is free, or a database that nobody uses."""
     if not os.path.lexists(target):
         return
     if os.path.exists(path) and os.path.samefile(path, target):
@@ -244,7 +244,7 @@ def refuse_to_replace(path: str, target: str) -> None:
             header = file.read(len(SQLITE_HEADER))
     except OSError as error:
         raise StoreError(f"cannot write {target}: {error.strerror or error}") from error
-    if header not in (b"", SQLITE_HEADER):
+    if header != SQLITE_HEADER:  # an empty file may be somebody's lock
         raise StoreError(f"{target} is there already and is not a copy of a catalogue")
 
 
