@@ -62,31 +62,31 @@ here, `there` where in the module: that maps a traceback back.
    11354     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
    11536     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
    11665     25  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
-   11940     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
-   12224     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
-   12327     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
-   12360     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
-   12517      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
-   12659     13  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others, found in the sort's own index.
-   12723     27  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   13094     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   13135     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   13321     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
-   13552     36  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   13932     18  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   14044      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   14085      1  medialib/web/: The files of the web UI.
-   18124     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   18223     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   18294     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   18466     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   18554     16  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   18670      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   18751      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   18794     44  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   19088     39  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+   11942     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
+   12226     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
+   12329     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
+   12362     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
+   12519      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
+   12661     13  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others, found in the sort's own index.
+   12725     27  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   13096     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   13137     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   13323     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   13554     36  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   13934     18  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   14046      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   14087      1  medialib/web/: The files of the web UI.
+   18126     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   18225     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   18296     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   18468     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   18556     16  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   18672      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   18753      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   18796     44  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   19090     39  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: adc85cf6fd445526ade524c1a429c0814a69ab0542ac7c276c9f24dc96236b39
+# sha256 of all below this line: 79da0f7dfb0f5edbb6915195b170dc8de67333a217904324eb8ccabe2c8cdab2
 
 from __future__ import annotations
 
@@ -11812,6 +11812,8 @@ def _unusual_identity(key: str, size: int, mtime: float, ctime: float | None) ->
         key_size, mtime_ns, ino, dev = parse_inode_key(key)
     except ValueError:
         raise RecordError("inode_key must look like size:mtime_ns:ino:dev") from None
+    if key_size != size:
+        raise RecordError("inode_key tells another size than size")
     stored_ino = signed_inode(ino)
     key_text = None
     if key != f"{size}:{mtime_ns}:{stored_ino & INODE_MASK}:{dev}" or not _fits(mtime_ns, dev):

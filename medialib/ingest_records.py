@@ -172,6 +172,8 @@ def _unusual_identity(key: str, size: int, mtime: float, ctime: float | None) ->
         key_size, mtime_ns, ino, dev = parse_inode_key(key)
     except ValueError:
         raise RecordError("inode_key must look like size:mtime_ns:ino:dev") from None
+    if key_size != size:
+        raise RecordError("inode_key tells another size than size")
     stored_ino = signed_inode(ino)
     key_text = None
     if key != f"{size}:{mtime_ns}:{stored_ino & INODE_MASK}:{dev}" or not _fits(mtime_ns, dev):
