@@ -17,38 +17,38 @@ here, `there` where in the module: that maps a traceback back.
     1911     20  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
     2091     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
     2321     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2572     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, depth and number of objects.
-    2731     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    2938     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    3070     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3323     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3398     25  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    3782     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
-    4154     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4454     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    4571     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    4705     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
-    4848     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    5216      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5469     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    5747     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6089     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6147     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6290     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    6609     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    6716     17  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    6817     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    7217     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7523     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    7733     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    8084     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    8257     22  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    8622     17  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
-    8684     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
-    8749     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
-    8973     47  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
+    2572     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
+    2785     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    2992     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3124     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3377     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3452     25  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    3836     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
+    4229     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4529     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    4646     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    4780     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
+    4923     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    5291      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5544     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    5822     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6164     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6222     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6365     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    6684     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    6791     17  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    6892     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    7292     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7598     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    7808     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    8159     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    8332     22  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    8697     17  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
+    8759     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
+    8824     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
+    9048     47  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
 """
-# sha256 of all below this line: b51a0d7d4ee7395b53267f7e978fd4fd73b5ac96a2358e0a5f22b3af4bd2b579
+# sha256 of all below this line: fa124e644ecb09b764c7d4912225de0267da9df85ff308589b7bda0b8f87e8b5
 
 from __future__ import annotations
 
@@ -2566,13 +2566,17 @@ def _copy_pages(path: str, part: str) -> None:
 
 # =================================================================================================
 # medialib/http_body.py, from its line 17
-# Bodies from strangers: gunzip and JSON with bounds on bytes, depth and number of objects.
+# Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
 # =================================================================================================
 
 JSON_DEPTH = 64
 # 64 MiB of "[],[]," would be 22 times as much in Python objects: what costs is the number of
 # values, not of bytes. A batch of 500 records has about 20,000 of these tokens.
 JSON_TOKENS = 500_000
+JSON_TOKEN_BYTES = 116  # in memory at most, on the average: {"": {"": …}} makes a dict of every two
+JSON_ESCAPE_BYTES = 8  # older Pythons make a string of every escape
+JSON_UNICODE_ESCAPE_BYTES = 76
+JSON_LEAST_BYTES = 8 << 10
 JSON_DIGITS = 4300  # where Python itself stops; before 3.8.14 it did not, and took hours
 GUNZIP_STEP = 1 << 16
 
@@ -2580,10 +2584,12 @@ GUNZIP_STEP = 1 << 16
 JSON_SHAPE_TABLE = bytes.maketrans(b"{}", b"[]")
 JSON_NEST_DROPS = bytes(byte for byte in range(256) if byte not in b'[]{}"')
 JSON_SHAPE_DROPS = bytes(byte for byte in range(256) if byte not in b'[]{}",:')
-# An escape at a time, so that the second half of "\\\\ud800" is not taken for a surrogate.
-JSON_ESCAPE = re.compile(
-    r"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
-    r"|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL)
+JSON_TOKEN_DROPS = bytes(byte for byte in range(256) if byte not in b"[{,:")
+WIDE_DROPS = bytes(range(0xF0))  # leaves the first bytes of letters that are four bytes everywhere
+# What Python writes for an undecodable byte of a file name becomes the same byte in path text.
+SURROGATE = re.compile("[\ud800-\udfff]")
+HARMLESS_SURROGATES = {code: 0xEF00 + (code & 0xFF) if 0xDC80 <= code <= 0xDCFF else 0xFFFD
+                       for code in range(0xD800, 0xE000)}
 
 
 class BodyError(MedialibError):
@@ -2596,18 +2602,55 @@ class BodyError(MedialibError):
         self.detail = detail
 
 
-def gunzip_bounded(data: bytes, limit: int) -> bytes | bytearray:
+class JsonWeight:
+    """About how much memory it will take to parse a JSON text that is told piece by piece: the
+    bytes, the text, its strings and the values. No less than it is, whatever the text holds.
+    """
+
+    def __init__(self):
+        self.size_bytes = 0
+        self.tokens = 0
+        self.escapes_bytes = 0
+        self.text_width = 1  # bytes a letter, as Python keeps texts
+        self.string_width = 1
+
+    def add(self, piece: bytes) -> None:
+        self.size_bytes += len(piece)
+        self.tokens += len(piece.translate(None, JSON_TOKEN_DROPS))
+        if self.text_width < 4 and not piece.isascii():
+            self.text_width = 4 if piece.translate(None, WIDE_DROPS) else max(2, self.text_width)
+        if b"\\" in piece:
+            unicode_escapes = piece.count(b"\\u")
+            self.escapes_bytes += (piece.count(b"\\") * JSON_ESCAPE_BYTES
+                                   + unicode_escapes * JSON_UNICODE_ESCAPE_BYTES)
+            if unicode_escapes or piece.endswith(b"\\"):  # an escape may be cut in two here
+                self.string_width = 4
+
+    def memory_bytes(self) -> int:
+        letters = 1 + self.text_width + max(self.text_width, self.string_width)
+        if self.string_width > self.text_width:  # a string is put together from parts, and grows
+            letters += self.text_width + self.string_width // 2
+        return (JSON_LEAST_BYTES + self.size_bytes * letters + self.escapes_bytes
+                + min(self.tokens, JSON_TOKENS) * JSON_TOKEN_BYTES)
+
+
+def gunzip_bounded(data: bytes, limit: int) -> bytearray:
     """The unpacked bytes, at most `limit` of them, or BodyError 413 without having held them."""
     if limit > GUNZIP_STEP:  # unpacking twice costs time, but a bomb then costs no memory
-        for _ in _gunzip_pieces(data, limit):
+        for _ in gunzip_pieces(data, limit):
             pass
+    return gunzip_whole(data, limit)
+
+
+def gunzip_whole(data: bytes, limit: int) -> bytearray:
+    """The same for what has been looked through before."""
     body = bytearray()
-    for piece in _gunzip_pieces(data, limit):
+    for piece in gunzip_pieces(data, limit):
         body += piece
     return body
 
 
-def _gunzip_pieces(data: bytes, limit: int):
+def gunzip_pieces(data: bytes, limit: int):
     """The unpacked pieces, until more than `limit` bytes came out."""
     source = memoryview(data)
     place = total = 0
@@ -2649,9 +2692,10 @@ def parse_json_bounded(data: bytes, *, tokens: int = JSON_TOKENS, depth: int = J
     _check_json_shape(data, tokens, depth)
     try:
         text = data.decode("utf-8")
-        if "\\" in text and ("\\ud" in text or "\\uD" in text):  # the first look is the fast one
-            text = JSON_ESCAPE.sub(_harmless_escape, text)
-        return json.loads(text, parse_constant=_refuse_constant, parse_int=_bounded_int_parser())
+        value = json.loads(text, parse_constant=_refuse_constant, parse_int=_bounded_int_parser())
+        if b"\\" in data and "\\u" in text and ("\\ud" in text or "\\uD" in text):
+            value = _harmless(value)
+        return value
     except RecursionError as error:
         raise BodyError(400, "JSON too deep", f"at most {depth} levels") from error
     except ValueError as error:
@@ -2668,8 +2712,9 @@ def parse_json_object(data: bytes, **bounds) -> dict:
 
 def _check_json_shape(data: bytes, tokens: int, depth: int) -> None:
     """Count and nest the brackets without making an object. Looks closely only where it must."""
-    brackets = data.count(b"[") + data.count(b"{")
-    if len(data) > tokens and brackets + data.count(b",") + data.count(b":") > tokens:
+    marks = data.translate(None, JSON_TOKEN_DROPS)
+    brackets = marks.count(b"[") + marks.count(b"{")
+    if len(marks) > tokens:
         shape = _json_shape(data, JSON_SHAPE_DROPS)
         if shape.count(b"[") + shape.count(b",") + shape.count(b":") > tokens:
             raise BodyError(400, "JSON too large", f"more than {tokens} values")
@@ -2700,12 +2745,21 @@ def _json_shape(data: bytes, drops: bytes) -> bytes:
     return b"".join(shape.split(b'"')[::2]) if b'"' in shape else shape
 
 
-def _harmless_escape(match) -> str:
-    lone = match.group(1)
-    if lone is None:
-        return match.group(0)
-    code = int(lone[1:], 16)
-    return chr(0xEF00 + (code & 0xFF)) if 0xDC80 <= code <= 0xDCFF else "\ufffd"
+def _harmless(value):
+    """The same value without lone surrogates in its texts; lists and dicts are mended in place."""
+    if isinstance(value, str):
+        return _harmless_text(value)
+    if isinstance(value, list):
+        value[:] = map(_harmless, value)
+    elif isinstance(value, dict):
+        mended = [(_harmless_text(key), _harmless(inner)) for key, inner in value.items()]
+        value.clear()
+        value.update(mended)
+    return value
+
+
+def _harmless_text(text: str) -> str:
+    return text.translate(HARMLESS_SURROGATES) if SURROGATE.search(text) else text
 
 
 def _refuse_constant(name: str):
@@ -3779,12 +3833,14 @@ def _bind_failure(address: str, port: int, error: OSError) -> str:
 # JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
 # =================================================================================================
 
-HTTP_MAX_BODY = 32 << 20  # as sent
-HTTP_MAX_JSON = 32 << 20  # after unpacking
-HTTP_LARGE_BYTES = 1 << 20  # larger requests are worked on two at a time
-HTTP_LARGE_AT_ONCE = 2
-HTTP_LARGE_PATIENCE_S = 20.0
-HTTP_BODIES_BYTES = 96 << 20  # in all connections together, as sent
+HTTP_MAX_BODY = 16 << 20  # as sent
+HTTP_MAX_JSON = 16 << 20  # after unpacking
+HTTP_UNWEIGHED_BYTES = 16 << 10  # what is smaller costs too little to be counted
+HTTP_LIGHT_BYTES = 4 << 20  # in memory: about two batches of 500 files
+HTTP_PARSED_BYTES = 128 << 20  # in memory, for the JSON of all requests together
+HTTP_PARSED_RESERVE = 24 << 20  # of these, only for light ones
+HTTP_PARSED_PATIENCE_S = 20.0
+HTTP_BODIES_BYTES = 48 << 20  # in all connections together, as sent
 HTTP_BODY_S = 60.0
 HTTP_STALLED_S = 3.0  # a body that takes longer than this may have to go for another
 HTTP_IDLE_S = 15.0
@@ -3814,7 +3870,7 @@ class JsonServer:
         self.writer = AnswerWriter(name, page_headers)
         self.tls = tls_server_context(certfile, keyfile) if certfile else None
         self.streams = threading.BoundedSemaphore(HTTP_STREAMS)
-        self.large = threading.BoundedSemaphore(HTTP_LARGE_AT_ONCE)
+        self.parsed = MemoryShare(HTTP_PARSED_BYTES, HTTP_PARSED_RESERVE)
         self.bodies = ByteBudget(HTTP_BODIES_BYTES)
         self.listener = HttpListener(
             address, port, self.allow_peer, self._serve, name=name.partition("/")[0],
@@ -3873,6 +3929,40 @@ class ByteBudget:
     def give(self, count: int) -> None:
         with self.lock:
             self.left += count
+
+
+class MemoryShare:
+    """What the JSON of all requests together may take. Who does not fit waits for others; heavy
+    ones leave a reserve, so that light ones need not wait for them.
+    """
+
+    def __init__(self, limit: int, reserve: int):
+        self.left = limit
+        self.heaviest = limit - reserve
+        self.reserve = reserve
+        self.changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def holding(self, count: int):
+        """Hold `count` bytes inside the block, or HttpError."""
+        if count > self.heaviest:
+            raise HttpError(413, "body too large", "it would take too much memory: send less")
+        spare = 0 if count <= HTTP_LIGHT_BYTES else self.reserve
+        with self.changed:
+            if not self.changed.wait_for(lambda: self.left - count >= spare,
+                                         HTTP_PARSED_PATIENCE_S):
+                raise busy_with_large()
+            self.left -= count
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.left += count
+                self.changed.notify_all()
+
+
+def busy_with_large() -> HttpError:
+    return HttpError(503, "busy with other large requests", "try again soon", {"Retry-After": "5"})
 
 
 class HttpConversation(BaseHTTPRequestHandler):
@@ -3986,41 +4076,27 @@ class HttpConversation(BaseHTTPRequestHandler):
         self.unread = False
         request.body_size = length
         self.slot.begin_work()
-        if body and "gzip" in request.headers.get("content-encoding", "").lower():
-            small = self.unpack_small(body)
-            if small is None:
-                return self.answer_large(handler, request, body, packed=True)
-            body = small
-        if len(body) > self.server.max_json:
-            raise HttpError(413, "body too large", f"at most {self.server.max_json} bytes")
-        if len(body) > HTTP_LARGE_BYTES:
-            return self.answer_large(handler, request, body, packed=False)
-        request.json = parse_json_object(body) if body else {}
-        return self.server.router.answer(handler, request)
-
-    def unpack_small(self, body: bytes) -> bytes | bytearray | None:
-        """The unpacked body, or None for one that has to wait for its turn."""
-        small = min(HTTP_LARGE_BYTES, self.server.max_json)
-        try:
-            return gunzip_bounded(body, small)
-        except BodyError as error:
-            if error.status != 413 or small == self.server.max_json:
-                raise
-            return None
-
-    def answer_large(self, handler, request: Request, body: bytes, *, packed: bool):
-        """A few at a time, so that memory has a bound whoever sends how many at once."""
-        if not self.server.large.acquire(timeout=HTTP_LARGE_PATIENCE_S):
-            raise HttpError(503, "busy with other large requests", "try again soon",
-                            {"Retry-After": "5"})
-        try:
+        packed = "gzip" in request.headers.get("content-encoding", "").lower()
+        if not body:
+            return self.server.router.answer(handler, request)
+        with self.server.parsed.holding(self.weigh(body, packed)):
             if packed:
-                body = gunzip_bounded(body, self.server.max_json)
+                body = gunzip_whole(body, self.server.max_json)
             request.json = parse_json_object(body)
             del body
             return self.server.router.answer(handler, request)
-        finally:
-            self.server.large.release()
+
+    def weigh(self, body: bytes, packed: bool) -> int:
+        """About how much memory this body will take, found without unpacking it into memory."""
+        if not packed and len(body) <= HTTP_UNWEIGHED_BYTES:
+            return 0
+        limit = self.server.max_json
+        if not packed and len(body) > limit:
+            raise HttpError(413, "body too large", f"at most {limit} bytes")
+        weight = JsonWeight()
+        for piece in gunzip_pieces(body, limit) if packed else [body]:
+            weight.add(piece)
+        return weight.memory_bytes()
 
     def read_body(self, request: Request, length: int) -> bytes | bytearray:
         if request.headers.get("expect"):
@@ -4045,8 +4121,7 @@ class HttpConversation(BaseHTTPRequestHandler):
         """Count these bytes; where all bodies together are too large, the stalled ones go first."""
         while not self.server.bodies.take(count):
             if not self.server.listener.cut_stalled("body", HTTP_STALLED_S):
-                raise HttpError(503, "busy with other large requests", "try again soon",
-                                {"Retry-After": "5"})
+                raise busy_with_large()
             time.sleep(0.05)
         self.held += count
 
@@ -8972,6 +9047,7 @@ class PlainRoot:
 
 AGENT_LOOPBACK = ("127.0.0.0/8", "::1/128")
 HOST_LOOKUP_S = 60.0
+CONTROL_BODY_BYTES = 64 << 10  # no call of the control port needs a body
 
 
 def agent_parser() -> argparse.ArgumentParser:
@@ -9149,14 +9225,16 @@ class AgentProgram:
         wanted = self.arguments.port
         try:
             return JsonServer(self.arguments.bind, AGENT_PORT if wanted is None else wanted,
-                              router, gate)
+                              router, gate, max_body=CONTROL_BODY_BYTES,
+                              max_json=CONTROL_BODY_BYTES)
         except UsageError:
             raise
         except MedialibError as error:
             if wanted is not None:
                 raise
             log.warning("%s; taking another port", error)
-            return JsonServer(self.arguments.bind, 0, router, gate)
+            return JsonServer(self.arguments.bind, 0, router, gate, max_body=CONTROL_BODY_BYTES,
+                              max_json=CONTROL_BODY_BYTES)
 
     def _catch_signals(self, request_stop) -> None:
         def stop(number, _frame):

@@ -6,87 +6,88 @@ is one module's code, verbatim: low level first, the command line last. `line` i
 here, `there` where in the module: that maps a traceback back.
 
     line  there  section
-     177      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
-     227     25  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
-     492     18  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
-     851     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
-    1092     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
-    1403     20  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
-    1717     24  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
-    1920     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
-    1956     20  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
-    2136     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
-    2366     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2617     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, depth and number of objects.
-    2776     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    2983     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    3115     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3368     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3443     25  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    3827     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
-    4199     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4499     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    4616     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    4750     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
-    4893     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    5261      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5514     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    5792     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6134     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6192     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6335     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    6654     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    6761     17  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    6862     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    7262     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7568     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    7778     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    8129     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    8302     22  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    8667     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
-    8929     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
-    9099     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
-    9419     20  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
-    9559     30  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
-    9950     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
-   10163     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
-   10272     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
-   10326     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
-   10426     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
-   10524     11  medialib/catalog_show.py: Files as the API shows them.
-   10571     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
-   10785     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
-   10853     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
-   10952     30  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
-   11201     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
-   11354     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
-   11536     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
-   11665     25  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
-   11942     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
-   12226     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
-   12329     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
-   12362     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
-   12519      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
-   12661     13  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others, found in the sort's own index.
-   12725     27  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   13096     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   13137     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   13323     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
-   13554     36  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   13934     18  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   14046      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   14087      1  medialib/web/: The files of the web UI.
-   18126     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   18225     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   18296     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   18468     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   18556     16  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   18672      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   18753      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   18796     44  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   19090     39  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+     182      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
+     232     25  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
+     497     18  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
+     856     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
+    1097     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
+    1408     20  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
+    1722     24  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
+    1925     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
+    1961     20  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
+    2141     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
+    2371     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
+    2622     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
+    2835     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    3042     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3174     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3427     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3502     25  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    3886     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
+    4279     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4579     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    4696     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    4830     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
+    4973     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    5341      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5594     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    5872     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6214     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6272     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6415     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    6734     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    6841     17  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    6942     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    7342     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7648     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    7858     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    8209     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    8382     22  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    8747     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
+    9009     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
+    9179     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
+    9499     20  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
+    9639     30  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
+   10030     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
+   10243     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
+   10352     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
+   10406     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
+   10506     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
+   10604     11  medialib/catalog_show.py: Files as the API shows them.
+   10651     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
+   10865     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
+   10933     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
+   11032     30  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
+   11281     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
+   11434     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
+   11616     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
+   11745     25  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
+   12022     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
+   12306     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
+   12409     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
+   12442     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
+   12599      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
+   12741     13  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others, found in the sort's own index.
+   12805     27  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   13176     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   13217     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   13403     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   13634     36  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   14014     18  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   14126      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   14167      1  medialib/web/: The files of the web UI.
+   18206     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   18305     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   18376     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   18548     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   18636     16  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   18752      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   18833      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   18876     44  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   19170     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
+   19195     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: 79da0f7dfb0f5edbb6915195b170dc8de67333a217904324eb8ccabe2c8cdab2
+# sha256 of all below this line: 831787c83391eb82b0cc0098d4edaa850cfec1c1ba7a672875f693491ff8f7e5
 
 from __future__ import annotations
 
@@ -167,6 +168,10 @@ try:
     import resource
 except ImportError:  # Windows
     resource = None
+try:
+    import ctypes
+except ImportError:
+    ctypes = None
 
 
 # =================================================================================================
@@ -2611,13 +2616,17 @@ def _copy_pages(path: str, part: str) -> None:
 
 # =================================================================================================
 # medialib/http_body.py, from its line 17
-# Bodies from strangers: gunzip and JSON with bounds on bytes, depth and number of objects.
+# Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
 # =================================================================================================
 
 JSON_DEPTH = 64
 # 64 MiB of "[],[]," would be 22 times as much in Python objects: what costs is the number of
 # values, not of bytes. A batch of 500 records has about 20,000 of these tokens.
 JSON_TOKENS = 500_000
+JSON_TOKEN_BYTES = 116  # in memory at most, on the average: {"": {"": …}} makes a dict of every two
+JSON_ESCAPE_BYTES = 8  # older Pythons make a string of every escape
+JSON_UNICODE_ESCAPE_BYTES = 76
+JSON_LEAST_BYTES = 8 << 10
 JSON_DIGITS = 4300  # where Python itself stops; before 3.8.14 it did not, and took hours
 GUNZIP_STEP = 1 << 16
 
@@ -2625,10 +2634,12 @@ GUNZIP_STEP = 1 << 16
 JSON_SHAPE_TABLE = bytes.maketrans(b"{}", b"[]")
 JSON_NEST_DROPS = bytes(byte for byte in range(256) if byte not in b'[]{}"')
 JSON_SHAPE_DROPS = bytes(byte for byte in range(256) if byte not in b'[]{}",:')
-# An escape at a time, so that the second half of "\\\\ud800" is not taken for a surrogate.
-JSON_ESCAPE = re.compile(
-    r"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
-    r"|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL)
+JSON_TOKEN_DROPS = bytes(byte for byte in range(256) if byte not in b"[{,:")
+WIDE_DROPS = bytes(range(0xF0))  # leaves the first bytes of letters that are four bytes everywhere
+# What Python writes for an undecodable byte of a file name becomes the same byte in path text.
+SURROGATE = re.compile("[\ud800-\udfff]")
+HARMLESS_SURROGATES = {code: 0xEF00 + (code & 0xFF) if 0xDC80 <= code <= 0xDCFF else 0xFFFD
+                       for code in range(0xD800, 0xE000)}
 
 
 class BodyError(MedialibError):
@@ -2641,18 +2652,55 @@ class BodyError(MedialibError):
         self.detail = detail
 
 
-def gunzip_bounded(data: bytes, limit: int) -> bytes | bytearray:
+class JsonWeight:
+    """About how much memory it will take to parse a JSON text that is told piece by piece: the
+    bytes, the text, its strings and the values. No less than it is, whatever the text holds.
+    """
+
+    def __init__(self):
+        self.size_bytes = 0
+        self.tokens = 0
+        self.escapes_bytes = 0
+        self.text_width = 1  # bytes a letter, as Python keeps texts
+        self.string_width = 1
+
+    def add(self, piece: bytes) -> None:
+        self.size_bytes += len(piece)
+        self.tokens += len(piece.translate(None, JSON_TOKEN_DROPS))
+        if self.text_width < 4 and not piece.isascii():
+            self.text_width = 4 if piece.translate(None, WIDE_DROPS) else max(2, self.text_width)
+        if b"\\" in piece:
+            unicode_escapes = piece.count(b"\\u")
+            self.escapes_bytes += (piece.count(b"\\") * JSON_ESCAPE_BYTES
+                                   + unicode_escapes * JSON_UNICODE_ESCAPE_BYTES)
+            if unicode_escapes or piece.endswith(b"\\"):  # an escape may be cut in two here
+                self.string_width = 4
+
+    def memory_bytes(self) -> int:
+        letters = 1 + self.text_width + max(self.text_width, self.string_width)
+        if self.string_width > self.text_width:  # a string is put together from parts, and grows
+            letters += self.text_width + self.string_width // 2
+        return (JSON_LEAST_BYTES + self.size_bytes * letters + self.escapes_bytes
+                + min(self.tokens, JSON_TOKENS) * JSON_TOKEN_BYTES)
+
+
+def gunzip_bounded(data: bytes, limit: int) -> bytearray:
     """The unpacked bytes, at most `limit` of them, or BodyError 413 without having held them."""
     if limit > GUNZIP_STEP:  # unpacking twice costs time, but a bomb then costs no memory
-        for _ in _gunzip_pieces(data, limit):
+        for _ in gunzip_pieces(data, limit):
             pass
+    return gunzip_whole(data, limit)
+
+
+def gunzip_whole(data: bytes, limit: int) -> bytearray:
+    """The same for what has been looked through before."""
     body = bytearray()
-    for piece in _gunzip_pieces(data, limit):
+    for piece in gunzip_pieces(data, limit):
         body += piece
     return body
 
 
-def _gunzip_pieces(data: bytes, limit: int):
+def gunzip_pieces(data: bytes, limit: int):
     """The unpacked pieces, until more than `limit` bytes came out."""
     source = memoryview(data)
     place = total = 0
@@ -2694,9 +2742,10 @@ def parse_json_bounded(data: bytes, *, tokens: int = JSON_TOKENS, depth: int = J
     _check_json_shape(data, tokens, depth)
     try:
         text = data.decode("utf-8")
-        if "\\" in text and ("\\ud" in text or "\\uD" in text):  # the first look is the fast one
-            text = JSON_ESCAPE.sub(_harmless_escape, text)
-        return json.loads(text, parse_constant=_refuse_constant, parse_int=_bounded_int_parser())
+        value = json.loads(text, parse_constant=_refuse_constant, parse_int=_bounded_int_parser())
+        if b"\\" in data and "\\u" in text and ("\\ud" in text or "\\uD" in text):
+            value = _harmless(value)
+        return value
     except RecursionError as error:
         raise BodyError(400, "JSON too deep", f"at most {depth} levels") from error
     except ValueError as error:
@@ -2713,8 +2762,9 @@ def parse_json_object(data: bytes, **bounds) -> dict:
 
 def _check_json_shape(data: bytes, tokens: int, depth: int) -> None:
     """Count and nest the brackets without making an object. Looks closely only where it must."""
-    brackets = data.count(b"[") + data.count(b"{")
-    if len(data) > tokens and brackets + data.count(b",") + data.count(b":") > tokens:
+    marks = data.translate(None, JSON_TOKEN_DROPS)
+    brackets = marks.count(b"[") + marks.count(b"{")
+    if len(marks) > tokens:
         shape = _json_shape(data, JSON_SHAPE_DROPS)
         if shape.count(b"[") + shape.count(b",") + shape.count(b":") > tokens:
             raise BodyError(400, "JSON too large", f"more than {tokens} values")
@@ -2745,12 +2795,21 @@ def _json_shape(data: bytes, drops: bytes) -> bytes:
     return b"".join(shape.split(b'"')[::2]) if b'"' in shape else shape
 
 
-def _harmless_escape(match) -> str:
-    lone = match.group(1)
-    if lone is None:
-        return match.group(0)
-    code = int(lone[1:], 16)
-    return chr(0xEF00 + (code & 0xFF)) if 0xDC80 <= code <= 0xDCFF else "\ufffd"
+def _harmless(value):
+    """The same value without lone surrogates in its texts; lists and dicts are mended in place."""
+    if isinstance(value, str):
+        return _harmless_text(value)
+    if isinstance(value, list):
+        value[:] = map(_harmless, value)
+    elif isinstance(value, dict):
+        mended = [(_harmless_text(key), _harmless(inner)) for key, inner in value.items()]
+        value.clear()
+        value.update(mended)
+    return value
+
+
+def _harmless_text(text: str) -> str:
+    return text.translate(HARMLESS_SURROGATES) if SURROGATE.search(text) else text
 
 
 def _refuse_constant(name: str):
@@ -3824,12 +3883,14 @@ def _bind_failure(address: str, port: int, error: OSError) -> str:
 # JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
 # =================================================================================================
 
-HTTP_MAX_BODY = 32 << 20  # as sent
-HTTP_MAX_JSON = 32 << 20  # after unpacking
-HTTP_LARGE_BYTES = 1 << 20  # larger requests are worked on two at a time
-HTTP_LARGE_AT_ONCE = 2
-HTTP_LARGE_PATIENCE_S = 20.0
-HTTP_BODIES_BYTES = 96 << 20  # in all connections together, as sent
+HTTP_MAX_BODY = 16 << 20  # as sent
+HTTP_MAX_JSON = 16 << 20  # after unpacking
+HTTP_UNWEIGHED_BYTES = 16 << 10  # what is smaller costs too little to be counted
+HTTP_LIGHT_BYTES = 4 << 20  # in memory: about two batches of 500 files
+HTTP_PARSED_BYTES = 128 << 20  # in memory, for the JSON of all requests together
+HTTP_PARSED_RESERVE = 24 << 20  # of these, only for light ones
+HTTP_PARSED_PATIENCE_S = 20.0
+HTTP_BODIES_BYTES = 48 << 20  # in all connections together, as sent
 HTTP_BODY_S = 60.0
 HTTP_STALLED_S = 3.0  # a body that takes longer than this may have to go for another
 HTTP_IDLE_S = 15.0
@@ -3859,7 +3920,7 @@ class JsonServer:
         self.writer = AnswerWriter(name, page_headers)
         self.tls = tls_server_context(certfile, keyfile) if certfile else None
         self.streams = threading.BoundedSemaphore(HTTP_STREAMS)
-        self.large = threading.BoundedSemaphore(HTTP_LARGE_AT_ONCE)
+        self.parsed = MemoryShare(HTTP_PARSED_BYTES, HTTP_PARSED_RESERVE)
         self.bodies = ByteBudget(HTTP_BODIES_BYTES)
         self.listener = HttpListener(
             address, port, self.allow_peer, self._serve, name=name.partition("/")[0],
@@ -3918,6 +3979,40 @@ class ByteBudget:
     def give(self, count: int) -> None:
         with self.lock:
             self.left += count
+
+
+class MemoryShare:
+    """What the JSON of all requests together may take. Who does not fit waits for others; heavy
+    ones leave a reserve, so that light ones need not wait for them.
+    """
+
+    def __init__(self, limit: int, reserve: int):
+        self.left = limit
+        self.heaviest = limit - reserve
+        self.reserve = reserve
+        self.changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def holding(self, count: int):
+        """Hold `count` bytes inside the block, or HttpError."""
+        if count > self.heaviest:
+            raise HttpError(413, "body too large", "it would take too much memory: send less")
+        spare = 0 if count <= HTTP_LIGHT_BYTES else self.reserve
+        with self.changed:
+            if not self.changed.wait_for(lambda: self.left - count >= spare,
+                                         HTTP_PARSED_PATIENCE_S):
+                raise busy_with_large()
+            self.left -= count
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.left += count
+                self.changed.notify_all()
+
+
+def busy_with_large() -> HttpError:
+    return HttpError(503, "busy with other large requests", "try again soon", {"Retry-After": "5"})
 
 
 class HttpConversation(BaseHTTPRequestHandler):
@@ -4031,41 +4126,27 @@ class HttpConversation(BaseHTTPRequestHandler):
         self.unread = False
         request.body_size = length
         self.slot.begin_work()
-        if body and "gzip" in request.headers.get("content-encoding", "").lower():
-            small = self.unpack_small(body)
-            if small is None:
-                return self.answer_large(handler, request, body, packed=True)
-            body = small
-        if len(body) > self.server.max_json:
-            raise HttpError(413, "body too large", f"at most {self.server.max_json} bytes")
-        if len(body) > HTTP_LARGE_BYTES:
-            return self.answer_large(handler, request, body, packed=False)
-        request.json = parse_json_object(body) if body else {}
-        return self.server.router.answer(handler, request)
-
-    def unpack_small(self, body: bytes) -> bytes | bytearray | None:
-        """The unpacked body, or None for one that has to wait for its turn."""
-        small = min(HTTP_LARGE_BYTES, self.server.max_json)
-        try:
-            return gunzip_bounded(body, small)
-        except BodyError as error:
-            if error.status != 413 or small == self.server.max_json:
-                raise
-            return None
-
-    def answer_large(self, handler, request: Request, body: bytes, *, packed: bool):
-        """A few at a time, so that memory has a bound whoever sends how many at once."""
-        if not self.server.large.acquire(timeout=HTTP_LARGE_PATIENCE_S):
-            raise HttpError(503, "busy with other large requests", "try again soon",
-                            {"Retry-After": "5"})
-        try:
+        packed = "gzip" in request.headers.get("content-encoding", "").lower()
+        if not body:
+            return self.server.router.answer(handler, request)
+        with self.server.parsed.holding(self.weigh(body, packed)):
             if packed:
-                body = gunzip_bounded(body, self.server.max_json)
+                body = gunzip_whole(body, self.server.max_json)
             request.json = parse_json_object(body)
             del body
             return self.server.router.answer(handler, request)
-        finally:
-            self.server.large.release()
+
+    def weigh(self, body: bytes, packed: bool) -> int:
+        """About how much memory this body will take, found without unpacking it into memory."""
+        if not packed and len(body) <= HTTP_UNWEIGHED_BYTES:
+            return 0
+        limit = self.server.max_json
+        if not packed and len(body) > limit:
+            raise HttpError(413, "body too large", f"at most {limit} bytes")
+        weight = JsonWeight()
+        for piece in gunzip_pieces(body, limit) if packed else [body]:
+            weight.add(piece)
+        return weight.memory_bytes()
 
     def read_body(self, request: Request, length: int) -> bytes | bytearray:
         if request.headers.get("expect"):
@@ -4090,8 +4171,7 @@ class HttpConversation(BaseHTTPRequestHandler):
         """Count these bytes; where all bodies together are too large, the stalled ones go first."""
         while not self.server.bodies.take(count):
             if not self.server.listener.cut_stalled("body", HTTP_STALLED_S):
-                raise HttpError(503, "busy with other large requests", "try again soon",
-                                {"Retry-After": "5"})
+                raise busy_with_large()
             time.sleep(0.05)
         self.held += count
 
@@ -19083,7 +19163,32 @@ def is_our_agent(text: bytes) -> bool:
 
 
 # =================================================================================================
-# medialib/server_cli.py, from its line 39
+# medialib/allocator.py, from its line 13
+# How the C library keeps freed memory, for a program that strangers send large things to.
+# =================================================================================================
+
+M_TRIM_THRESHOLD = -1  # of glibc's <malloc.h>
+M_MMAP_THRESHOLD = -3
+LARGE_BLOCK_BYTES = 4 << 20
+
+
+def give_large_blocks_back() -> None:
+    """From now on a large block goes back to the system when it is freed.
+
+    By itself glibc takes the first large block that is freed for the usual size, and keeps that
+    much and more in the heap of every thread that handled one: twice the memory under many large
+    requests. Other C libraries do without this, and are left as they are.
+    """
+    if ctypes is None or not sys.platform.startswith("linux"):
+        return
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK_BYTES)
+        mallopt(M_TRIM_THRESHOLD, 2 * LARGE_BLOCK_BYTES)
+
+
+# =================================================================================================
+# medialib/server_cli.py, from its line 40
 # The host's command line: python server.py [ROOT…].
 # =================================================================================================
 
@@ -19225,6 +19330,7 @@ class ServerProgram:
         routes.host = {"name": to_text(platform.node()), "addresses": own_addresses()[:8],
                        "port": server.port, "scheme": "https" if arguments.certfile else "http"}
         self._catch_signals(self.stop_requested.set)
+        give_large_blocks_back()
         upkeep = HostUpkeep(catalog, self.folder)
         server.start()
         upkeep.start()

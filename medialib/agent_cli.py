@@ -46,6 +46,7 @@ from .sqlite_store import sqlite3
 
 AGENT_LOOPBACK = ("127.0.0.0/8", "::1/128")
 HOST_LOOKUP_S = 60.0
+CONTROL_BODY_BYTES = 64 << 10  # no call of the control port needs a body
 
 
 def agent_parser() -> argparse.ArgumentParser:
@@ -223,14 +224,16 @@ class AgentProgram:
         wanted = self.arguments.port
         try:
             return JsonServer(self.arguments.bind, AGENT_PORT if wanted is None else wanted,
-                              router, gate)
+                              router, gate, max_body=CONTROL_BODY_BYTES,
+                              max_json=CONTROL_BODY_BYTES)
         except UsageError:
             raise
         except MedialibError as error:
             if wanted is not None:
                 raise
             log.warning("%s; taking another port", error)
-            return JsonServer(self.arguments.bind, 0, router, gate)
+            return JsonServer(self.arguments.bind, 0, router, gate, max_body=CONTROL_BODY_BYTES,
+                              max_json=CONTROL_BODY_BYTES)
 
     def _catch_signals(self, request_stop) -> None:
         def stop(number, _frame):

@@ -1,4 +1,4 @@
-"""Bodies from strangers: gunzip and JSON with bounds on bytes, depth and number of objects.
+"""Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
 
 Used in both directions: a host is a stranger to the agent, too. Everything refused raises
 BodyError with the HTTP status that fits.
@@ -18,6 +18,10 @@ JSON_DEPTH = 64
 # 64 MiB of "[],[]," would be 22 times as much in Python objects: what costs is the number of
 # values, not of bytes. A batch of 500 records has about 20,000 of these tokens.
 JSON_TOKENS = 500_000
+JSON_TOKEN_BYTES = 116  # in memory at most, on the average: {"": {"": …}} makes a dict of every two
+JSON_ESCAPE_BYTES = 8  # older Pythons make a string of every escape
+JSON_UNICODE_ESCAPE_BYTES = 76
+JSON_LEAST_BYTES = 8 << 10
 JSON_DIGITS = 4300  # where Python itself stops; before 3.8.14 it did not, and took hours
 GUNZIP_STEP = 1 << 16
 
@@ -25,10 +29,12 @@ GUNZIP_STEP = 1 << 16
 JSON_SHAPE_TABLE = bytes.maketrans(b"{}", b"[]")
 JSON_NEST_DROPS = bytes(byte for byte in range(256) if byte not in b'[]{}"')
 JSON_SHAPE_DROPS = bytes(byte for byte in range(256) if byte not in b'[]{}",:')
-# An escape at a time, so that the second half of "\\\\ud800" is not taken for a surrogate.
-JSON_ESCAPE = re.compile(
-    r"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
-    r"|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL)
+JSON_TOKEN_DROPS = bytes(byte for byte in range(256) if byte not in b"[{,:")
+WIDE_DROPS = bytes(range(0xF0))  # leaves the first bytes of letters that are four bytes everywhere
+# What Python writes for an undecodable byte of a file name becomes the same byte in path text.
+SURROGATE = re.compile("[\ud800-\udfff]")
+HARMLESS_SURROGATES = {code: 0xEF00 + (code & 0xFF) if 0xDC80 <= code <= 0xDCFF else 0xFFFD
+                       for code in range(0xD800, 0xE000)}
 
 
 class BodyError(MedialibError):
@@ -41,18 +47,55 @@ class BodyError(MedialibError):
         self.detail = detail
 
 
-def gunzip_bounded(data: bytes, limit: int) -> bytes | bytearray:
+class JsonWeight:
+    """About how much memory it will take to parse a JSON text that is told piece by piece: the
+    bytes, the text, its strings and the values. No less than it is, whatever the text holds.
+    """
+
+    def __init__(self):
+        self.size_bytes = 0
+        self.tokens = 0
+        self.escapes_bytes = 0
+        self.text_width = 1  # bytes a letter, as Python keeps texts
+        self.string_width = 1
+
+    def add(self, piece: bytes) -> None:
+        self.size_bytes += len(piece)
+        self.tokens += len(piece.translate(None, JSON_TOKEN_DROPS))
+        if self.text_width < 4 and not piece.isascii():
+            self.text_width = 4 if piece.translate(None, WIDE_DROPS) else max(2, self.text_width)
+        if b"\\" in piece:
+            unicode_escapes = piece.count(b"\\u")
+            self.escapes_bytes += (piece.count(b"\\") * JSON_ESCAPE_BYTES
+                                   + unicode_escapes * JSON_UNICODE_ESCAPE_BYTES)
+            if unicode_escapes or piece.endswith(b"\\"):  # an escape may be cut in two here
+                self.string_width = 4
+
+    def memory_bytes(self) -> int:
+        letters = 1 + self.text_width + max(self.text_width, self.string_width)
+        if self.string_width > self.text_width:  # a string is put together from parts, and grows
+            letters += self.text_width + self.string_width // 2
+        return (JSON_LEAST_BYTES + self.size_bytes * letters + self.escapes_bytes
+                + min(self.tokens, JSON_TOKENS) * JSON_TOKEN_BYTES)
+
+
+def gunzip_bounded(data: bytes, limit: int) -> bytearray:
     """The unpacked bytes, at most `limit` of them, or BodyError 413 without having held them."""
     if limit > GUNZIP_STEP:  # unpacking twice costs time, but a bomb then costs no memory
-        for _ in _gunzip_pieces(data, limit):
+        for _ in gunzip_pieces(data, limit):
             pass
+    return gunzip_whole(data, limit)
+
+
+def gunzip_whole(data: bytes, limit: int) -> bytearray:
+    """The same for what has been looked through before."""
     body = bytearray()
-    for piece in _gunzip_pieces(data, limit):
+    for piece in gunzip_pieces(data, limit):
         body += piece
     return body
 
 
-def _gunzip_pieces(data: bytes, limit: int):
+def gunzip_pieces(data: bytes, limit: int):
     """The unpacked pieces, until more than `limit` bytes came out."""
     source = memoryview(data)
     place = total = 0
@@ -94,9 +137,10 @@ def parse_json_bounded(data: bytes, *, tokens: int = JSON_TOKENS, depth: int = J
     _check_json_shape(data, tokens, depth)
     try:
         text = data.decode("utf-8")
-        if "\\" in text and ("\\ud" in text or "\\uD" in text):  # the first look is the fast one
-            text = JSON_ESCAPE.sub(_harmless_escape, text)
-        return json.loads(text, parse_constant=_refuse_constant, parse_int=_bounded_int_parser())
+        value = json.loads(text, parse_constant=_refuse_constant, parse_int=_bounded_int_parser())
+        if b"\\" in data and "\\u" in text and ("\\ud" in text or "\\uD" in text):
+            value = _harmless(value)
+        return value
     except RecursionError as error:
         raise BodyError(400, "JSON too deep", f"at most {depth} levels") from error
     except ValueError as error:
@@ -113,8 +157,9 @@ def parse_json_object(data: bytes, **bounds) -> dict:
 
 def _check_json_shape(data: bytes, tokens: int, depth: int) -> None:
     """Count and nest the brackets without making an object. Looks closely only where it must."""
-    brackets = data.count(b"[") + data.count(b"{")
-    if len(data) > tokens and brackets + data.count(b",") + data.count(b":") > tokens:
+    marks = data.translate(None, JSON_TOKEN_DROPS)
+    brackets = marks.count(b"[") + marks.count(b"{")
+    if len(marks) > tokens:
         shape = _json_shape(data, JSON_SHAPE_DROPS)
         if shape.count(b"[") + shape.count(b",") + shape.count(b":") > tokens:
             raise BodyError(400, "JSON too large", f"more than {tokens} values")
@@ -145,12 +190,21 @@ def _json_shape(data: bytes, drops: bytes) -> bytes:
     return b"".join(shape.split(b'"')[::2]) if b'"' in shape else shape
 
 
-def _harmless_escape(match) -> str:
-    lone = match.group(1)
-    if lone is None:
-        return match.group(0)
-    code = int(lone[1:], 16)
-    return chr(0xEF00 + (code & 0xFF)) if 0xDC80 <= code <= 0xDCFF else "\ufffd"
+def _harmless(value):
+    """The same value without lone surrogates in its texts; lists and dicts are mended in place."""
+    if isinstance(value, str):
+        return _harmless_text(value)
+    if isinstance(value, list):
+        value[:] = map(_harmless, value)
+    elif isinstance(value, dict):
+        mended = [(_harmless_text(key), _harmless(inner)) for key, inner in value.items()]
+        value.clear()
+        value.update(mended)
+    return value
+
+
+def _harmless_text(text: str) -> str:
+    return text.translate(HARMLESS_SURROGATES) if SURROGATE.search(text) else text
 
 
 def _refuse_constant(name: str):

@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler
 
 from .base import log
 from .http_answer import AnswerWriter
-from .http_body import BodyError, gunzip_bounded, parse_json_object
+from .http_body import BodyError, JsonWeight, gunzip_pieces, gunzip_whole, parse_json_object
 from .http_gate import TLS_WANTS_READ, tls_server_context
 from .http_json import (
     BAD_HEAD_BYTES,
@@ -29,12 +29,14 @@ from .http_json import (
 )
 from .http_listener import HTTP_CONNECTIONS, HTTP_HEAD_S, HttpListener, HttpSlot
 
-HTTP_MAX_BODY = 32 << 20  # as sent
-HTTP_MAX_JSON = 32 << 20  # after unpacking
-HTTP_LARGE_BYTES = 1 << 20  # larger requests are worked on two at a time
-HTTP_LARGE_AT_ONCE = 2
-HTTP_LARGE_PATIENCE_S = 20.0
-HTTP_BODIES_BYTES = 96 << 20  # in all connections together, as sent
+HTTP_MAX_BODY = 16 << 20  # as sent
+HTTP_MAX_JSON = 16 << 20  # after unpacking
+HTTP_UNWEIGHED_BYTES = 16 << 10  # what is smaller costs too little to be counted
+HTTP_LIGHT_BYTES = 4 << 20  # in memory: about two batches of 500 files
+HTTP_PARSED_BYTES = 128 << 20  # in memory, for the JSON of all requests together
+HTTP_PARSED_RESERVE = 24 << 20  # of these, only for light ones
+HTTP_PARSED_PATIENCE_S = 20.0
+HTTP_BODIES_BYTES = 48 << 20  # in all connections together, as sent
 HTTP_BODY_S = 60.0
 HTTP_STALLED_S = 3.0  # a body that takes longer than this may have to go for another
 HTTP_IDLE_S = 15.0
@@ -64,7 +66,7 @@ class JsonServer:
         self.writer = AnswerWriter(name, page_headers)
         self.tls = tls_server_context(certfile, keyfile) if certfile else None
         self.streams = threading.BoundedSemaphore(HTTP_STREAMS)
-        self.large = threading.BoundedSemaphore(HTTP_LARGE_AT_ONCE)
+        self.parsed = MemoryShare(HTTP_PARSED_BYTES, HTTP_PARSED_RESERVE)
         self.bodies = ByteBudget(HTTP_BODIES_BYTES)
         self.listener = HttpListener(
             address, port, self.allow_peer, self._serve, name=name.partition("/")[0],
@@ -123,6 +125,40 @@ class ByteBudget:
     def give(self, count: int) -> None:
         with self.lock:
             self.left += count
+
+
+class MemoryShare:
+    """What the JSON of all requests together may take. Who does not fit waits for others; heavy
+    ones leave a reserve, so that light ones need not wait for them.
+    """
+
+    def __init__(self, limit: int, reserve: int):
+        self.left = limit
+        self.heaviest = limit - reserve
+        self.reserve = reserve
+        self.changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def holding(self, count: int):
+        """Hold `count` bytes inside the block, or HttpError."""
+        if count > self.heaviest:
+            raise HttpError(413, "body too large", "it would take too much memory: send less")
+        spare = 0 if count <= HTTP_LIGHT_BYTES else self.reserve
+        with self.changed:
+            if not self.changed.wait_for(lambda: self.left - count >= spare,
+                                         HTTP_PARSED_PATIENCE_S):
+                raise busy_with_large()
+            self.left -= count
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.left += count
+                self.changed.notify_all()
+
+
+def busy_with_large() -> HttpError:
+    return HttpError(503, "busy with other large requests", "try again soon", {"Retry-After": "5"})
 
 
 class HttpConversation(BaseHTTPRequestHandler):
@@ -236,41 +272,27 @@ class HttpConversation(BaseHTTPRequestHandler):
         self.unread = False
         request.body_size = length
         self.slot.begin_work()
-        if body and "gzip" in request.headers.get("content-encoding", "").lower():
-            small = self.unpack_small(body)
-            if small is None:
-                return self.answer_large(handler, request, body, packed=True)
-            body = small
-        if len(body) > self.server.max_json:
-            raise HttpError(413, "body too large", f"at most {self.server.max_json} bytes")
-        if len(body) > HTTP_LARGE_BYTES:
-            return self.answer_large(handler, request, body, packed=False)
-        request.json = parse_json_object(body) if body else {}
-        return self.server.router.answer(handler, request)
-
-    def unpack_small(self, body: bytes) -> bytes | bytearray | None:
-        """The unpacked body, or None for one that has to wait for its turn."""
-        small = min(HTTP_LARGE_BYTES, self.server.max_json)
-        try:
-            return gunzip_bounded(body, small)
-        except BodyError as error:
-            if error.status != 413 or small == self.server.max_json:
-                raise
-            return None
-
-    def answer_large(self, handler, request: Request, body: bytes, *, packed: bool):
-        """A few at a time, so that memory has a bound whoever sends how many at once."""
-        if not self.server.large.acquire(timeout=HTTP_LARGE_PATIENCE_S):
-            raise HttpError(503, "busy with other large requests", "try again soon",
-                            {"Retry-After": "5"})
-        try:
+        packed = "gzip" in request.headers.get("content-encoding", "").lower()
+        if not body:
+            return self.server.router.answer(handler, request)
+        with self.server.parsed.holding(self.weigh(body, packed)):
             if packed:
-                body = gunzip_bounded(body, self.server.max_json)
+                body = gunzip_whole(body, self.server.max_json)
             request.json = parse_json_object(body)
             del body
             return self.server.router.answer(handler, request)
-        finally:
-            self.server.large.release()
+
+    def weigh(self, body: bytes, packed: bool) -> int:
+        """About how much memory this body will take, found without unpacking it into memory."""
+        if not packed and len(body) <= HTTP_UNWEIGHED_BYTES:
+            return 0
+        limit = self.server.max_json
+        if not packed and len(body) > limit:
+            raise HttpError(413, "body too large", f"at most {limit} bytes")
+        weight = JsonWeight()
+        for piece in gunzip_pieces(body, limit) if packed else [body]:
+            weight.add(piece)
+        return weight.memory_bytes()
 
     def read_body(self, request: Request, length: int) -> bytes | bytearray:
         if request.headers.get("expect"):
@@ -295,8 +317,7 @@ class HttpConversation(BaseHTTPRequestHandler):
         """Count these bytes; where all bodies together are too large, the stalled ones go first."""
         while not self.server.bodies.take(count):
             if not self.server.listener.cut_stalled("body", HTTP_STALLED_S):
-                raise HttpError(503, "busy with other large requests", "try again soon",
-                                {"Retry-After": "5"})
+                raise busy_with_large()
             time.sleep(0.05)
         self.held += count
 

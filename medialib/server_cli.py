@@ -11,6 +11,7 @@ import threading
 import time
 
 from .app_folder import FolderLock, data_folder, setup_logging
+from .allocator import give_large_blocks_back
 from .base import (
     EXIT_DONE,
     EXIT_INTERRUPTED,
@@ -174,6 +175,7 @@ class ServerProgram:
         routes.host = {"name": to_text(platform.node()), "addresses": own_addresses()[:8],
                        "port": server.port, "scheme": "https" if arguments.certfile else "http"}
         self._catch_signals(self.stop_requested.set)
+        give_large_blocks_back()
         upkeep = HostUpkeep(catalog, self.folder)
         server.start()
         upkeep.start()

@@ -11,11 +11,13 @@ import tracemalloc
 
 import pytest
 
+from medialib import http_server
 from medialib.base import StoreError, UsageError
 from medialib.http_body import (
     JSON_DEPTH,
     JSON_TOKENS,
     BodyError,
+    JsonWeight,
     gunzip_bounded,
     parse_json_bounded,
     parse_json_object,
@@ -182,6 +184,48 @@ def test_many_values_are_refused_without_making_them():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 3 * len(data)
+
+
+def in_pieces(data: bytes, step: int = 4096) -> list:
+    return [data[place:place + step] for place in range(0, len(data), step)]
+
+
+@pytest.mark.parametrize("data", [
+    b'{"a":[' + b"[]," * 150_000 + b"[]]}", b'{"a":[' + b"{}," * 150_000 + b"[]]}",
+    b'{"a":[' + (b'{"":' * 60 + b"1" + b"}" * 60 + b",") * 3_000 + b"1]}",
+    b'{"a":[' + b"1e9," * 400_000 + b"1]}",
+    b'{"a":[' + b"123456789012345678901," * 200_000 + b"1]}",
+    b'{"a":"' + b"x" * 3_000_000 + b'"}', '{"a":"\xe4'.encode() + b"x" * 3_000_000 + b'"}',
+    '{"a":"\u65e5'.encode() + b"x" * 3_000_000 + b'"}',
+    '{"a":"\U0001f600'.encode() + b"x" * 3_000_000 + b'"}',
+    b'{"a":"\\ud83d\\ude00' + b"x" * 3_000_000 + b'"}',
+    b'{"a":"' + b"x" * 4089 + b"\\ud83d\\ude00" + b"x" * 3_000_000 + b'"}',  # cut in two
+    b'{"a":"' + b"x" * 3_000_000 + b'\\ud83d\\ude00"}',
+    b'{"a":"' + b"\\ud800" * 300_000 + b'"}', b'{"a":"' + b"\\n" * 1_000_000 + b'"}',
+    b'{"a":[' + b'"abcdefghij",' * 200_000 + b"1]}",
+], ids=lambda data: repr(data[:14]))
+def test_the_weight_of_json_is_no_less_than_its_memory(data):
+    weight = JsonWeight()
+    for piece in in_pieces(data):
+        weight.add(piece)
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    value = parse_json_object(data)
+    peak = tracemalloc.get_traced_memory()[1] - before
+    tracemalloc.stop()
+    assert "a" in value
+    assert peak + len(data) <= weight.memory_bytes()
+
+
+def test_an_ordinary_batch_weighs_little():
+    record = {"kind": "video", "path": "/srv/media/Series/Some name/Episode 07.mkv", "ext": ".mkv",
+              "size": 1234567, "mtime": 1700000000.123, "ctime": 1700000000.125,
+              "inode_key": "1234567:1700000000123000000:123456:2049", "hashes": {
+                  "algo": "blake3", "sample_size": 65536, "sample_hash": "ab" * 32,
+                  "full_hash": None}}
+    weight = JsonWeight()
+    weight.add(json.dumps({"batch_id": "a", "files": [record] * 500}).encode())
+    assert weight.memory_bytes() < http_server.HTTP_LIGHT_BYTES
 
 
 def test_commas_inside_of_strings_are_not_values():

@@ -18,7 +18,7 @@ import pytest
 from medialib import http_listener, http_server
 from medialib.base import MedialibError
 from medialib.http_gate import Gate
-from medialib.http_json import Router
+from medialib.http_json import HttpError, Router
 from medialib.http_server import JsonServer
 
 from .http_support import Victim, read_all, read_until, split_answer, unchunk
@@ -547,6 +547,46 @@ def test_stalled_bodies_give_way_to_others(monkeypatch):
 
 # --- bombs
 
+def test_heavy_requests_wait_for_each_other_and_light_ones_do_not(monkeypatch):
+    monkeypatch.setattr(http_server, "HTTP_PARSED_PATIENCE_S", 0.3)
+    share = http_server.MemoryShare(100 << 20, 20 << 20)
+    with pytest.raises(HttpError) as caught, share.holding(81 << 20):
+        pass
+    assert caught.value.status == 413
+    with share.holding(80 << 20):
+        with pytest.raises(HttpError) as caught, share.holding(5 << 20):
+            pass
+        assert (caught.value.status, int(caught.value.headers["Retry-After"]) > 0) == (503, True)
+        with share.holding(4 << 20):  # light
+            pass
+    entered = threading.Event()
+
+    def second():
+        with share.holding(50 << 20):
+            entered.set()
+
+    monkeypatch.setattr(http_server, "HTTP_PARSED_PATIENCE_S", 10)
+    with share.holding(50 << 20):
+        thread = threading.Thread(target=second)
+        thread.start()
+        assert not entered.wait(0.2)
+    assert entered.wait(5)
+    thread.join()
+    assert share.left == 100 << 20
+
+
+def test_a_body_that_would_take_too_much_memory_is_refused(victim):
+    """Every letter of it becomes four bytes: that is found before it is done."""
+    wide = '{"back":"\U0001f600'.encode() + b"x" * (14 << 20) + b'"}'
+    assert peak_during(lambda: victim.post("/echo", wide)) < 60 << 20
+    assert victim.post("/echo", wide)[0] == 413
+    assert victim.post("/echo", gzip.compress(wide, 1), "Content-Encoding: gzip")[0] == 413
+    fits = '{"a":"\U0001f600'.encode() + b"x" * (4 << 20) + b'"}'
+    assert victim.post("/echo", fits)[0] == 200
+    assert len(victim.calls) == 1
+    assert victim.server.parsed.left == http_server.HTTP_PARSED_BYTES
+
+
 def resident_bytes() -> int:
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -565,8 +605,8 @@ def peak_during(action) -> int:
 
 def test_bombs_cost_little(victim):
     zeros = gzip.compress(b"\0" * (300 << 20), 9)
-    lists = gzip.compress(b'{"a":[' + b"[]," * (10 << 20) + b"[]]}", 9)
-    spaces = gzip.compress(b" " * (30 << 20), 9)
+    lists = gzip.compress(b'{"a":[' + b"[]," * (5 << 20) + b"[]]}", 9)
+    spaces = gzip.compress(b" " * (15 << 20), 9)
     statuses = []
 
     def attack():

@@ -40,7 +40,7 @@ SERVER = [
     "catalog_facets", "catalog_same_folders",
     "ingest", "local_scan", "web_assets", "catalog_forget", "catalog_reclassify", "server_agents",
     "server_events", "server_export", "server_metrics", "server_openapi", "server_routes",
-    "server_cli",
+    "allocator", "server_cli",
 ]
 BUNDLES = {
     "agent": (SHARED + AGENT, "copy it to a machine and run `python3 agent.py HOST`"),

@@ -25,7 +25,7 @@ from tests.faults import harness
 FUZZED = 100_000 if support.LONG else 1_500
 ATTACK_S = 12.0 if support.LONG else 1.2
 HEALTH_S = 3.0  # attackers and victim share the cores; far below any deadline that is waited for
-MEMORY_MIB = 400
+MEMORY_MIB = 256
 ZEROS = gzip.compress(bytes(64 << 20))
 
 
@@ -165,8 +165,20 @@ def bombs(program, stop) -> None:
 
 
 def brackets(program, stop) -> None:
-    body = gzip.compress(b'{"files": [' + b"[]," * (8 << 20) + b"[]]}")
+    body = gzip.compress(b'{"files": [' + b"[]," * (5 << 20) + b"[]]}")
     exchange(program, json_post(body, "Content-Encoding: gzip"), 10)
+
+
+def wide_strings(program, stop) -> None:
+    """One letter of four bytes makes every other letter of a string as large."""
+    text = b"x" * (12 << 20)
+    exchange(program, json_post(b'{"batch_id": "\\ud83d\\ude00' + text + b'"}'), 10)
+    exchange(program, json_post('{"batch_id": "\U0001f600'.encode() + text + b'"}'), 10)
+
+
+def many_dicts(program, stop) -> None:
+    body = b'{"batch_id": "a", "x": [' + (b'{"":' * 60 + b"1" + b"}" * 60 + b",") * 4000 + b"1]}"
+    exchange(program, json_post(body), 10)
 
 
 def deep(program, stop) -> None:
@@ -180,7 +192,7 @@ def large_batches(program, stop) -> None:
 
 
 ATTACKS = [slow_heads, slow_bodies, silent, slow_readers, storm, bombs, brackets, deep,
-           large_batches]
+           wide_strings, many_dicts, large_batches]
 
 
 @pytest.mark.parametrize("assault", ATTACKS, ids=lambda assault: assault.__name__)
