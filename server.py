@@ -11,83 +11,83 @@ here, `there` where in the module: that maps a traceback back.
      497     18  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
      856     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
     1097     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
-    1408     20  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
-    1722     24  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
-    1925     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
-    1961     20  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
-    2141     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
-    2371     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2622     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
-    2835     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    3042     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    3174     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3427     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3502     25  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    3886     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
-    4279     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4579     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    4696     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    4830     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
-    4973     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    5341      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5594     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    5872     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6214     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6272     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6415     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    6734     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    6841     17  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    6942     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    7342     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7648     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    7858     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    8209     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    8382     22  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    8747     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
-    9009     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
-    9179     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
-    9499     20  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
-    9639     30  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
-   10030     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
-   10243     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
-   10352     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
-   10406     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
-   10506     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
-   10604     11  medialib/catalog_show.py: Files as the API shows them.
-   10651     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
-   10865     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
-   10933     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
-   11032     30  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
-   11281     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
-   11434     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
-   11616     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
-   11745     25  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
-   12022     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
-   12306     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
-   12409     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
-   12442     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
-   12599      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
-   12741     13  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others, found in the sort's own index.
-   12805     27  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   13176     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   13217     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   13403     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
-   13634     36  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   14014     18  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   14126      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   14167      1  medialib/web/: The files of the web UI.
-   18206     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   18305     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   18376     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   18548     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   18636     16  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   18752      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   18833      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   18876     44  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   19170     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
-   19195     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+    1443     20  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
+    1757     24  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
+    1960     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
+    1996     20  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
+    2176     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
+    2406     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
+    2657     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
+    2870     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    3077     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3209     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3462     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3537     25  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    3921     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
+    4314     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4614     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    4731     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    4865     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
+    5008     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    5376      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5629     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    5907     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6255     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6313     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6456     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    6776     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    6883     17  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    6984     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    7398     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7704     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    7914     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    8265     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    8438     22  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    8803     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
+    9065     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
+    9235     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
+    9555     20  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
+    9695     30  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
+   10086     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
+   10299     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
+   10408     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
+   10462     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
+   10562     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
+   10660     11  medialib/catalog_show.py: Files as the API shows them.
+   10707     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
+   10921     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
+   10989     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
+   11088     30  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
+   11337     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
+   11490     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
+   11672     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
+   11801     25  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
+   12078     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
+   12362     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
+   12465     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
+   12498     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
+   12655      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
+   12797     13  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others, found in the sort's own index.
+   12861     27  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   13232     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   13273     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   13459     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   13690     36  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   14070     18  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   14182      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   14223      1  medialib/web/: The files of the web UI.
+   18262     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   18361     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   18432     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   18604     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   18692     16  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   18808      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   18889      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   18932     44  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   19226     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
+   19251     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: 831787c83391eb82b0cc0098d4edaa850cfec1c1ba7a672875f693491ff8f7e5
+# sha256 of all below this line: 72993f9c4613bda26d5c4c0eb332b8acede31b1e03c760397640c08a2752a5a3
 
 from __future__ import annotations
 
@@ -1104,6 +1104,9 @@ _FOLDER_OPEN_FLAGS = (
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _LISTS_DESCRIPTORS = os.scandir in os.supports_fd
 _JUNCTION = 0xA0000003  # the reparse tag of a Windows junction, which is a link for us
+# So many files of a folder are looked at while it is listed, which is quicker than by their paths.
+# On Windows an entry knows neither device nor inode.
+_LOOKED_AT_MOST = 2000 if _LISTS_DESCRIPTORS else 0
 
 
 class FolderListing:
@@ -1111,6 +1114,9 @@ class FolderListing:
 
     rel, native      its relative text path ("" is the root), its absolute native path
     names            native names of the files to look at, sorted by their text
+    stats            {native name: stat_result} of those that were looked at with the listing: all,
+                     but for a huge folder, followed links and names that could not be
+    is_ascii         whether all names are, so that they are their own text
     subfolders       text names of the subfolders that the walk enters, in order
     held             text names of what is there but is left alone now: other mounts, nested roots,
                      followed links that lead nowhere now. What is catalogued at or below them
@@ -1123,14 +1129,16 @@ class FolderListing:
     """
 
     __slots__ = (
-        "rel", "native", "names", "subfolders", "held", "counts", "error", "ignored",
-        "follow_symlinks",
+        "rel", "native", "names", "stats", "is_ascii", "subfolders", "held", "counts", "error",
+        "ignored", "follow_symlinks",
     )
 
     def __init__(self, rel: str, native: str, follow_symlinks: bool = False):
         self.rel = rel
         self.native = native
         self.names = []
+        self.stats = {}
+        self.is_ascii = False
         self.subfolders = []
         self.held = []
         self.counts = dict.fromkeys(LEDGER_KEYS, 0)
@@ -1251,7 +1259,8 @@ class FolderWalk:
             _ignore_all(listing)
             return
         listing.held.sort()
-        if all(map(str.isascii, listing.names)):
+        listing.is_ascii = all(map(str.isascii, listing.names))
+        if listing.is_ascii:
             listing.names.sort()  # its text is the name itself; no second list for a huge folder
         else:
             listing.names.sort(key=to_text)
@@ -1262,18 +1271,24 @@ class FolderWalk:
 
     def _sort_entries(self, entries, listing, frame, entered) -> None:
         """Put each entry where it belongs; this loop runs once for every file of a root."""
-        add_name = listing.names.append
+        add_name, stats = listing.names.append, listing.stats
         for entry in entries:
-            if entry.is_symlink():
-                self._sort_link(entry, listing, frame, entered)
-            elif entry.is_file(follow_symlinks=False):
-                add_name(entry.name)
+            name = entry.name
+            if name == IGNORE_MARKER:
+                listing.ignored = True
+            if entry.is_file(follow_symlinks=False):
+                add_name(name)
+                if len(stats) < _LOOKED_AT_MOST:
+                    try:
+                        stats[name] = entry.stat(follow_symlinks=False)
+                    except OSError:
+                        continue  # find_files looks once more and says what is wrong with it
             elif entry.is_dir(follow_symlinks=False):
                 self._sort_folder(entry, listing, frame, entered)
+            elif entry.is_symlink():
+                self._sort_link(entry, listing, frame, entered)
             else:
                 listing.counts["specials"] += 1
-            if entry.name == IGNORE_MARKER:
-                listing.ignored = True
 
     def _sort_link(self, entry, listing, frame, entered) -> None:
         if not self.follow:
@@ -1345,7 +1360,7 @@ def _ignore_all(listing: FolderListing) -> None:
     entries = sum(listing.counts.values())
     listing.counts = dict.fromkeys(LEDGER_KEYS, 0)
     listing.counts["ignored"] = entries
-    listing.names, listing.held = [], []
+    listing.names, listing.stats, listing.held = [], {}, []
 
 
 def _drop_passed(frame: WalkFrame, skip: list) -> None:
@@ -1382,15 +1397,17 @@ def find_files(listing: FolderListing, names):
     """Yield a FoundFile for each of the listing's native names, or a FileProblem, lazily."""
     look = os.stat if listing.follow_symlinks else os.lstat
     prefix = os.path.join(listing.native, "")
-    new, regular, type_of = tuple.__new__, stat.S_IFREG, stat.S_IFMT
+    new, regular, type_of, stats = tuple.__new__, stat.S_IFREG, stat.S_IFMT, listing.stats
     for native_name in names:
         native = prefix + native_name
         name = to_text(native_name)
-        try:
-            seen = look(native)
-        except OSError as error:
-            yield FileProblem(name, native, error)
-            continue
+        seen = stats.get(native_name)
+        if seen is None:
+            try:
+                seen = look(native)
+            except OSError as error:
+                yield FileProblem(name, native, error)
+                continue
         if type_of(seen.st_mode) != regular:
             error = OSError(errno.EINVAL, "is not a regular file any more", native)
             yield FileProblem(name, native, error)
@@ -1398,6 +1415,24 @@ def find_files(listing: FolderListing, names):
         # Made without the named tuple's own __new__, which takes as long as the rest of the loop.
         yield new(FoundFile, (name, native, seen.st_size, seen.st_mtime, seen.st_ctime,
                               inode_key(seen), seen.st_nlink))
+
+
+def files_at_rest(listing: FolderListing, prefix: str) -> set | None:
+    """{(path, version_prefix, ctime, 1)} of all files of the listing: what AgentCache.at_rest gives
+    when none of them has changed. None if some of them are still to be looked at.
+
+    prefix  what the path of a file in this folder begins with
+
+    Comparing such sets takes a third of the time of looking at each file by itself.
+    """
+    stats = listing.stats
+    if len(stats) != len(listing.names):
+        return None
+    names = stats if listing.is_ascii else map(to_text, stats)
+    return {
+        (prefix + name, f"{seen.st_size}:{seen.st_mtime_ns}:{seen.st_ino}:", seen.st_ctime, 1)
+        for name, seen in zip(names, stats.values())
+    }
 
 
 # =================================================================================================
@@ -5932,9 +5967,15 @@ class AgentCache:
             f"SELECT {KNOWN_FILE_COLUMNS} FROM agent_index WHERE folder_id = ?", (folder_id,))
         return {row[0]: row for row in rows}
 
-    def folder_count(self, folder_id: int, at_most: int) -> int:
-        return self.store.one("SELECT count(*) FROM (SELECT 1 FROM agent_index WHERE folder_id = ?"
-                              " LIMIT ?)", (folder_id, at_most))[0]
+    def at_rest(self, folder_id: int, algo: str, sample_size: int, at_most: int) -> list:
+        """(path, version_prefix, ctime, 1) of up to `at_most` files of one folder; the last is
+        another value for a file that a scan has to look into even if it has not changed.
+        """
+        return self.store.rows(
+            "SELECT path, rtrim(inode_key, '0123456789'), ctime,"
+            " hashed AND hash_algo = ? AND hash_sample_size = ? AND NOT racy"
+            " FROM agent_index WHERE folder_id = ? LIMIT ?",
+            (algo, sample_size, folder_id, at_most))
 
     def files_at(self, root_id: int, paths: list) -> dict:
         """{path: KnownFile} for those of the paths that are known as files of this root."""
@@ -6704,12 +6745,13 @@ def disk_blocks_read() -> int | None:
 class SingleFile:
     """The folder of one file, as find_files wants it."""
 
-    __slots__ = ("native", "rel", "follow_symlinks")
+    __slots__ = ("native", "rel", "follow_symlinks", "stats")
 
     def __init__(self, native: str, follow_symlinks: bool):
         self.native = os.path.dirname(native)
         self.rel = ""
         self.follow_symlinks = follow_symlinks
+        self.stats = {}  # it is looked at now
 
 
 def look_at_file(native: str, follow_symlinks: bool):
@@ -6939,8 +6981,9 @@ def device_near(path: str) -> int | None:
 # Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
 # =================================================================================================
 
-BIG_FOLDER = 10_000
+BIG_FOLDER = 2000
 BIG_FOLDER_PART = 1000
+CHILDREN_KEPT = 2000
 
 
 class RootScan:
@@ -6962,6 +7005,7 @@ class RootScan:
         self.known_at_host = known_at_host
         self.buffer = ChangeBuffer(cache, plan.batch_size, on_stored or list)
         self.new_folders = {}
+        self.next_folders = {}  # {rel: number} of known folders that the walk comes to soon
         self.ledger = {}
         self.inodes_stable = True
         self.rel_start = 0  # where relative paths begin in those of the present folder's files
@@ -7036,20 +7080,19 @@ class RootScan:
         folder_id, is_new = self._folder_id(listing)
         if listing.error is not None:
             self._folder_error(listing)
-        elif self.cache.error_count:
+        elif self.cache.failure(self.root.file_path(listing.rel), "list") is not None:
             self.buffer.add(ClearFailure(self.root.file_path(listing.rel), "list"))
         prefix = self.root.file_path(listing.rel + "/" if listing.rel else "")
         self.rel_start = len(self.root.prefix())
-        if len(listing.names) > BIG_FOLDER or (
-                not is_new and self.cache.folder_count(folder_id, BIG_FOLDER + 1) > BIG_FOLDER):
+        rows = [] if is_new else self.cache.at_rest(
+            folder_id, self.plan.algo, self.plan.sample_size, BIG_FOLDER + 1)
+        if len(listing.names) > BIG_FOLDER or len(rows) > BIG_FOLDER:
             self._compare_big(listing, folder_id, prefix)
+        elif rows and listing.error is None and files_at_rest(listing, prefix) == set(rows):
+            self.stats.seen += len(rows)
+            self.stats.unchanged += len(rows)
         else:
-            known = {} if is_new else self.cache.folder_files(folder_id)
-            self._compare(listing, listing.names, folder_id, prefix, known)
-            for name in listing.held:  # a followed link that leads nowhere just now
-                known.pop(prefix + name, None)
-            if known and listing.error is None:
-                self._gone_files(list(known))
+            self._compare_small(listing, folder_id, prefix, bool(rows))
         if not is_new and listing.error is None:
             self._gone_folders(listing, folder_id)
         self.window.mark(listing.rel)
@@ -7057,7 +7100,9 @@ class RootScan:
     def _folder_id(self, listing) -> tuple:
         """(number, whether the folder is new)."""
         roots = self.cache.roots
-        folder_id = roots.folder_id(self.root.id, listing.rel)
+        folder_id = self.next_folders.pop(listing.rel, None)
+        if folder_id is None:
+            folder_id = roots.folder_id(self.root.id, listing.rel)
         if folder_id is not None:
             return folder_id, False
         parent = None
@@ -7092,6 +7137,15 @@ class RootScan:
         self.stats.errors += 1
         self.buffer.add(Failure(self.root.id, self.root.file_path(listing.rel), "list", "",
                                 error_class(listing.error), error_text(listing.error)))
+
+    def _compare_small(self, listing, folder_id: int, prefix: str, has_rows: bool) -> None:
+        """Something in this folder is not as it was."""
+        known = self.cache.folder_files(folder_id) if has_rows else {}
+        self._compare(listing, listing.names, folder_id, prefix, known)
+        for name in listing.held:  # a followed link that leads nowhere just now
+            known.pop(prefix + name, None)
+        if known and listing.error is None:
+            self._gone_files(list(known))
 
     def _compare(self, listing, names, folder_id: int, prefix: str, known: dict) -> None:
         """Take each file's row out of `known`; whatever is new or changed is looked into."""
@@ -7258,6 +7312,8 @@ class RootScan:
             if rel.rpartition("/")[2] not in present:
                 check_still_mounted(self.native, self.info)
                 self._gone_tree(child_id, rel)
+            elif len(children) <= CHILDREN_KEPT:
+                self.next_folders[rel] = child_id
 
     def _is_nested_root(self, listing, name: str) -> bool:
         """Files below a folder that has become a root of its own are catalogued there now."""

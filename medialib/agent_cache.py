@@ -83,9 +83,15 @@ class AgentCache:
             f"SELECT {KNOWN_FILE_COLUMNS} FROM agent_index WHERE folder_id = ?", (folder_id,))
         return {row[0]: row for row in rows}
 
-    def folder_count(self, folder_id: int, at_most: int) -> int:
-        return self.store.one("SELECT count(*) FROM (SELECT 1 FROM agent_index WHERE folder_id = ?"
-                              " LIMIT ?)", (folder_id, at_most))[0]
+    def at_rest(self, folder_id: int, algo: str, sample_size: int, at_most: int) -> list:
+        """(path, version_prefix, ctime, 1) of up to `at_most` files of one folder; the last is
+        another value for a file that a scan has to look into even if it has not changed.
+        """
+        return self.store.rows(
+            "SELECT path, rtrim(inode_key, '0123456789'), ctime,"
+            " hashed AND hash_algo = ? AND hash_sample_size = ? AND NOT racy"
+            " FROM agent_index WHERE folder_id = ? LIMIT ?",
+            (algo, sample_size, folder_id, at_most))
 
     def files_at(self, root_id: int, paths: list) -> dict:
         """{path: KnownFile} for those of the paths that are known as files of this root."""

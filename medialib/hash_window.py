@@ -313,12 +313,13 @@ def disk_blocks_read() -> int | None:
 class SingleFile:
     """The folder of one file, as find_files wants it."""
 
-    __slots__ = ("native", "rel", "follow_symlinks")
+    __slots__ = ("native", "rel", "follow_symlinks", "stats")
 
     def __init__(self, native: str, follow_symlinks: bool):
         self.native = os.path.dirname(native)
         self.rel = ""
         self.follow_symlinks = follow_symlinks
+        self.stats = {}  # it is looked at now
 
 
 def look_at_file(native: str, follow_symlinks: bool):

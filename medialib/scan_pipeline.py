@@ -31,10 +31,11 @@ from .root_check import (
 from .root_volume import RootOffline
 from .scan_buffer import ChangeBuffer, error_class, error_text
 from .scan_common import inode_key, parent_of, same_version, to_native, to_text
-from .walk import FileProblem, find_files, walk_folders
+from .walk import FileProblem, files_at_rest, find_files, walk_folders
 
-BIG_FOLDER = 10_000
+BIG_FOLDER = 2000
 BIG_FOLDER_PART = 1000
+CHILDREN_KEPT = 2000
 
 
 class RootScan:
@@ -56,6 +57,7 @@ class RootScan:
         self.known_at_host = known_at_host
         self.buffer = ChangeBuffer(cache, plan.batch_size, on_stored or list)
         self.new_folders = {}
+        self.next_folders = {}  # {rel: number} of known folders that the walk comes to soon
         self.ledger = {}
         self.inodes_stable = True
         self.rel_start = 0  # where relative paths begin in those of the present folder's files
@@ -130,20 +132,19 @@ class RootScan:
         folder_id, is_new = self._folder_id(listing)
         if listing.error is not None:
             self._folder_error(listing)
-        elif self.cache.error_count:
+        elif self.cache.failure(self.root.file_path(listing.rel), "list") is not None:
             self.buffer.add(ClearFailure(self.root.file_path(listing.rel), "list"))
         prefix = self.root.file_path(listing.rel + "/" if listing.rel else "")
         self.rel_start = len(self.root.prefix())
-        if len(listing.names) > BIG_FOLDER or (
-                not is_new and self.cache.folder_count(folder_id, BIG_FOLDER + 1) > BIG_FOLDER):
+        rows = [] if is_new else self.cache.at_rest(
+            folder_id, self.plan.algo, self.plan.sample_size, BIG_FOLDER + 1)
+        if len(listing.names) > BIG_FOLDER or len(rows) > BIG_FOLDER:
             self._compare_big(listing, folder_id, prefix)
+        elif rows and listing.error is None and files_at_rest(listing, prefix) == set(rows):
+            self.stats.seen += len(rows)
+            self.stats.unchanged += len(rows)
         else:
-            known = {} if is_new else self.cache.folder_files(folder_id)
-            self._compare(listing, listing.names, folder_id, prefix, known)
-            for name in listing.held:  # a followed link that leads nowhere just now
-                known.pop(prefix + name, None)
-            if known and listing.error is None:
-                self._gone_files(list(known))
+            self._compare_small(listing, folder_id, prefix, bool(rows))
         if not is_new and listing.error is None:
             self._gone_folders(listing, folder_id)
         self.window.mark(listing.rel)
@@ -151,7 +152,9 @@ class RootScan:
     def _folder_id(self, listing) -> tuple:
         """(number, whether the folder is new)."""
         roots = self.cache.roots
-        folder_id = roots.folder_id(self.root.id, listing.rel)
+        folder_id = self.next_folders.pop(listing.rel, None)
+        if folder_id is None:
+            folder_id = roots.folder_id(self.root.id, listing.rel)
         if folder_id is not None:
             return folder_id, False
         parent = None
@@ -186,6 +189,15 @@ class RootScan:
         self.stats.errors += 1
         self.buffer.add(Failure(self.root.id, self.root.file_path(listing.rel), "list", "",
                                 error_class(listing.error), error_text(listing.error)))
+
+    def _compare_small(self, listing, folder_id: int, prefix: str, has_rows: bool) -> None:
+        """Something in this folder is not as it was."""
+        known = self.cache.folder_files(folder_id) if has_rows else {}
+        self._compare(listing, listing.names, folder_id, prefix, known)
+        for name in listing.held:  # a followed link that leads nowhere just now
+            known.pop(prefix + name, None)
+        if known and listing.error is None:
+            self._gone_files(list(known))
 
     def _compare(self, listing, names, folder_id: int, prefix: str, known: dict) -> None:
         """Take each file's row out of `known`; whatever is new or changed is looked into."""
@@ -352,6 +364,8 @@ class RootScan:
             if rel.rpartition("/")[2] not in present:
                 check_still_mounted(self.native, self.info)
                 self._gone_tree(child_id, rel)
+            elif len(children) <= CHILDREN_KEPT:
+                self.next_folders[rel] = child_id
 
     def _is_nested_root(self, listing, name: str) -> bool:
         """Files below a folder that has become a root of its own are catalogued there now."""

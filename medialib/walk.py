@@ -23,6 +23,9 @@ _FOLDER_OPEN_FLAGS = (
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _LISTS_DESCRIPTORS = os.scandir in os.supports_fd
 _JUNCTION = 0xA0000003  # the reparse tag of a Windows junction, which is a link for us
+# So many files of a folder are looked at while it is listed, which is quicker than by their paths.
+# On Windows an entry knows neither device nor inode.
+_LOOKED_AT_MOST = 2000 if _LISTS_DESCRIPTORS else 0
 
 
 class FolderListing:
@@ -30,6 +33,9 @@ class FolderListing:
 
     rel, native      its relative text path ("" is the root), its absolute native path
     names            native names of the files to look at, sorted by their text
+    stats            {native name: stat_result} of those that were looked at with the listing: all,
+                     but for a huge folder, followed links and names that could not be
+    is_ascii         whether all names are, so that they are their own text
     subfolders       text names of the subfolders that the walk enters, in order
     held             text names of what is there but is left alone now: other mounts, nested roots,
                      followed links that lead nowhere now. What is catalogued at or below them
@@ -42,14 +48,16 @@ class FolderListing:
     """
 
     __slots__ = (
-        "rel", "native", "names", "subfolders", "held", "counts", "error", "ignored",
-        "follow_symlinks",
+        "rel", "native", "names", "stats", "is_ascii", "subfolders", "held", "counts", "error",
+        "ignored", "follow_symlinks",
     )
 
     def __init__(self, rel: str, native: str, follow_symlinks: bool = False):
         self.rel = rel
         self.native = native
         self.names = []
+        self.stats = {}
+        self.is_ascii = False
         self.subfolders = []
         self.held = []
         self.counts = dict.fromkeys(LEDGER_KEYS, 0)
@@ -170,7 +178,8 @@ class FolderWalk:
             _ignore_all(listing)
             return
         listing.held.sort()
-        if all(map(str.isascii, listing.names)):
+        listing.is_ascii = all(map(str.isascii, listing.names))
+        if listing.is_ascii:
             listing.names.sort()  # its text is the name itself; no second list for a huge folder
         else:
             listing.names.sort(key=to_text)
@@ -181,18 +190,24 @@ class FolderWalk:
 
     def _sort_entries(self, entries, listing, frame, entered) -> None:
         """Put each entry where it belongs; this loop runs once for every file of a root."""
-        add_name = listing.names.append
+        add_name, stats = listing.names.append, listing.stats
         for entry in entries:
-            if entry.is_symlink():
-                self._sort_link(entry, listing, frame, entered)
-            elif entry.is_file(follow_symlinks=False):
-                add_name(entry.name)
+            name = entry.name
+            if name == IGNORE_MARKER:
+                listing.ignored = True
+            if entry.is_file(follow_symlinks=False):
+                add_name(name)
+                if len(stats) < _LOOKED_AT_MOST:
+                    try:
+                        stats[name] = entry.stat(follow_symlinks=False)
+                    except OSError:
+                        continue  # find_files looks once more and says what is wrong with it
             elif entry.is_dir(follow_symlinks=False):
                 self._sort_folder(entry, listing, frame, entered)
+            elif entry.is_symlink():
+                self._sort_link(entry, listing, frame, entered)
             else:
                 listing.counts["specials"] += 1
-            if entry.name == IGNORE_MARKER:
-                listing.ignored = True
 
     def _sort_link(self, entry, listing, frame, entered) -> None:
         if not self.follow:
@@ -264,7 +279,7 @@ def _ignore_all(listing: FolderListing) -> None:
     entries = sum(listing.counts.values())
     listing.counts = dict.fromkeys(LEDGER_KEYS, 0)
     listing.counts["ignored"] = entries
-    listing.names, listing.held = [], []
+    listing.names, listing.stats, listing.held = [], {}, []
 
 
 def _drop_passed(frame: WalkFrame, skip: list) -> None:
@@ -301,15 +316,17 @@ def find_files(listing: FolderListing, names):
     """Yield a FoundFile for each of the listing's native names, or a FileProblem, lazily."""
     look = os.stat if listing.follow_symlinks else os.lstat
     prefix = os.path.join(listing.native, "")
-    new, regular, type_of = tuple.__new__, stat.S_IFREG, stat.S_IFMT
+    new, regular, type_of, stats = tuple.__new__, stat.S_IFREG, stat.S_IFMT, listing.stats
     for native_name in names:
         native = prefix + native_name
         name = to_text(native_name)
-        try:
-            seen = look(native)
-        except OSError as error:
-            yield FileProblem(name, native, error)
-            continue
+        seen = stats.get(native_name)
+        if seen is None:
+            try:
+                seen = look(native)
+            except OSError as error:
+                yield FileProblem(name, native, error)
+                continue
         if type_of(seen.st_mode) != regular:
             error = OSError(errno.EINVAL, "is not a regular file any more", native)
             yield FileProblem(name, native, error)
@@ -317,3 +334,21 @@ def find_files(listing: FolderListing, names):
         # Made without the named tuple's own __new__, which takes as long as the rest of the loop.
         yield new(FoundFile, (name, native, seen.st_size, seen.st_mtime, seen.st_ctime,
                               inode_key(seen), seen.st_nlink))
+
+
+def files_at_rest(listing: FolderListing, prefix: str) -> set | None:
+    """{(path, version_prefix, ctime, 1)} of all files of the listing: what AgentCache.at_rest gives
+    when none of them has changed. None if some of them are still to be looked at.
+
+    prefix  what the path of a file in this folder begins with
+
+    Comparing such sets takes a third of the time of looking at each file by itself.
+    """
+    stats = listing.stats
+    if len(stats) != len(listing.names):
+        return None
+    names = stats if listing.is_ascii else map(to_text, stats)
+    return {
+        (prefix + name, f"{seen.st_size}:{seen.st_mtime_ns}:{seen.st_ino}:", seen.st_ctime, 1)
+        for name, seen in zip(names, stats.values())
+    }

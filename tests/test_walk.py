@@ -14,12 +14,20 @@ import textwrap
 
 import pytest
 
-from medialib.scan_common import IGNORE_MARKER, Classifier, folder_key, to_native, to_text
+from medialib.scan_common import (
+    IGNORE_MARKER,
+    Classifier,
+    folder_key,
+    to_native,
+    to_text,
+    version_prefix,
+)
 from medialib.walk import (
     LEDGER_KEYS,
     FileProblem,
     FolderListing,
     FoundFile,
+    files_at_rest,
     find_files,
     walk_folders,
 )
@@ -369,8 +377,8 @@ def test_a_root_unmounted_while_it_is_walked(tree):
 
 
 def test_find_files(tree):
-    listing = walk(tree)[0]
     os.utime(tree / "b.mkv", ns=(0, 15_032_385_535 * 10**9))
+    listing = walk(tree)[0]
     found = {one.name: one for one in find_files(listing, listing.names)}
     film = found["b.mkv"]
     seen = os.stat(tree / "b.mkv")
@@ -378,6 +386,26 @@ def test_find_files(tree):
     assert film == ("b.mkv", str(tree / "b.mkv"), 1, seen.st_mtime, seen.st_ctime,
                     f"1:{seen.st_mtime_ns}:{seen.st_ino}:{seen.st_dev}", 1)
     assert os.path.exists(found["caf\uefe9"].native)
+
+
+def test_files_at_rest_are_as_each_of_them_is_found(tree):
+    """Comparing folders as a whole must see what comparing file by file sees."""
+    listing = walk(tree)[0]
+    assert files_at_rest(listing, "/mnt/") == {
+        ("/mnt/" + one.name, version_prefix(one.inode_key), one.ctime, 1)
+        for one in find_files(listing, listing.names)}
+    listing.names.append("linked")  # followed, so that it was not looked at with the listing
+    assert files_at_rest(listing, "/mnt/") is None
+
+
+def test_a_huge_folder_is_not_looked_at_as_a_whole(tmp_path):
+    for number in range(2001):
+        (tmp_path / str(number)).touch()
+    [listing] = walk(tmp_path)
+    assert len(listing.names) == 2001
+    assert len(listing.stats) == 2000
+    assert files_at_rest(listing, "") is None
+    assert len(list(find_files(listing, listing.names))) == 2001
 
 
 def test_find_files_reports_what_went_wrong(tree):
