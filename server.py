@@ -17,77 +17,77 @@ here, `there` where in the module: that maps a traceback back.
     1996     20  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
     2176     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
     2406     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2657     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
-    2870     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    3077     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    3209     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3462     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3537     25  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    3921     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
-    4314     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4614     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    4731     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    4865     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
-    5008     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    5376      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5629     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    5907     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6255     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6313     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6456     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    6776     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    6883     17  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    6984     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    7398     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7704     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    7914     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    8265     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    8438     22  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    8803     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
-    9065     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
-    9235     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
-    9555     20  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
-    9695     30  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
-   10086     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
-   10299     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
-   10408     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
-   10462     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
-   10562     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
-   10660     11  medialib/catalog_show.py: Files as the API shows them.
-   10707     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
-   10921     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
-   10989     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
-   11088     30  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
-   11337     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
-   11490     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
-   11672     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
-   11801     25  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
-   12078     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
-   12362     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
-   12465     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
-   12498     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
-   12655      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
-   12797     13  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others, found in the sort's own index.
-   12861     27  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   13232     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   13273     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   13459     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
-   13690     36  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   14070     18  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   14182      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   14223      1  medialib/web/: The files of the web UI.
-   18262     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   18361     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   18432     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   18604     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   18692     16  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   18808      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   18889      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   18932     44  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   19226     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
-   19251     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+    2661     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
+    2874     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    3081     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3213     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3466     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3541     25  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    3925     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
+    4318     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4618     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    4735     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    4869     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
+    5012     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    5380      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5633     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    5911     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6259     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6317     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6460     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    6780     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    6887     17  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    6988     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    7402     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7708     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    7918     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    8269     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    8442     22  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    8807     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
+    9069     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
+    9239     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
+    9559     20  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
+    9699     30  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
+   10090     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
+   10303     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
+   10412     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
+   10466     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
+   10566     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
+   10664     11  medialib/catalog_show.py: Files as the API shows them.
+   10711     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
+   10925     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
+   10993     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
+   11092     30  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
+   11341     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
+   11494     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
+   11676     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
+   11805     25  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
+   12082     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
+   12366     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
+   12469     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
+   12502     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
+   12659      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
+   12801     13  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others, found in the sort's own index.
+   12865     27  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   13236     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   13277     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   13463     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   13694     36  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   14074     18  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   14186      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   14227      1  medialib/web/: The files of the web UI.
+   18266     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   18365     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   18436     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   18608     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   18696     16  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   18812      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   18893      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   18936     44  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   19230     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
+   19255     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: 72993f9c4613bda26d5c4c0eb332b8acede31b1e03c760397640c08a2752a5a3
+# sha256 of all below this line: c1fb63f0aa7faee6da2d22290e82b81435808b3d472cc8ee9639a0820495c082
 
 from __future__ import annotations
 
@@ -2494,10 +2494,14 @@ class StoreConnection:
         return rows[0] if rows else None
 
     def vacuum(self) -> None:
+        """Give back what is not needed; it takes as much room again while it lasts."""
         with self.lock:
-            self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            self.db.execute("VACUUM")
-            self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            try:
+                self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                self.db.execute("VACUUM")
+                self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            except sqlite3.DatabaseError as error:
+                raise explain_sqlite_error(error, self.path) from error
 
     def close(self) -> None:
         with self.lock, contextlib.suppress(sqlite3.Error):

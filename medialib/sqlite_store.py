@@ -110,10 +110,14 @@ class StoreConnection:
         return rows[0] if rows else None
 
     def vacuum(self) -> None:
+        """Give back what is not needed; it takes as much room again while it lasts."""
         with self.lock:
-            self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            self.db.execute("VACUUM")
-            self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            try:
+                self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                self.db.execute("VACUUM")
+                self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            except sqlite3.DatabaseError as error:
+                raise explain_sqlite_error(error, self.path) from error
 
     def close(self) -> None:
         with self.lock, contextlib.suppress(sqlite3.Error):

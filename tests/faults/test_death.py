@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
+import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -14,8 +18,16 @@ from tests.faults.harness import KILLED, strace
 CALLS = ("sendto", "fdatasync", "pwrite64")
 AGENT_CALLS = (*CALLS, "recvfrom", "getdents64", "unlink", "waitid")
 SMALL_BATCHES = 5  # more messages, more places to die between them
-CHANGES = 25  # before each run that is to die, so that each has about as much to do
+REWRITTEN = 45  # files, before each run that is to die, so that each has as much to do
 POINTS, LONG_POINTS = 3, 24
+
+
+def new_work(world, tree: media.Tree, changes: int = 6) -> list:
+    """Much for the next run to deliver, about as much each time; the random changes among it."""
+    files = tree.files()
+    for path in world.random.sample(files, min(REWRITTEN, len(files))):
+        path.write_bytes(tree.content() + path.name.encode("utf-8", "surrogateescape"))
+    return media.random_changes(tree, changes) if changes else []
 
 
 def nearly_all(died: int, points: list) -> None:
@@ -35,12 +47,12 @@ def killed_at_every(world, call: str, count: int, *, fresh: bool) -> None:
     whole = world.once(host, one.root)
     if not fresh:
         world.scan(whole)
-        media.random_changes(one, CHANGES)
+        new_work(world, one, 0)
     world.scan(killed)
     points = harness.points_up_to(harness.most_calls(world.folder / "calls", call), count)
     died = 0
     for number in points:
-        done = media.random_changes(one, CHANGES)
+        done = new_work(world, one)
         if fresh:
             for path in killed.data.glob("agent_cache.db*"):
                 path.unlink()
@@ -79,14 +91,14 @@ def host_killed_at_every(world, call: str, count: int) -> None:
     plain.settings(agent_batch_size=SMALL_BATCHES)
     world.scan(agent)
     assert plain.stop() == 0
-    media.random_changes(one, CHANGES)
+    new_work(world, one, 0)
     host.start()
     world.scan(agent)
     assert host.stop() == 0
     points = harness.points_up_to(harness.most_calls(world.folder / "calls", call), count)
     died = 0
     for number in points:
-        media.random_changes(one, CHANGES)
+        new_work(world, one)
         host.prefix = strace(call, signal="KILL", when=number)
         host.start(ready=False)
         agent.start(ready=False)
@@ -118,9 +130,12 @@ def test_host_killed_at_many_calls(world, call):
 
 
 def both_killed(world, rounds: int) -> None:
-    """Three agents and their host, killed at random, alone and together; then all is exact."""
+    """Three agents and their host, which scans its own disk too, killed at random, alone and
+    together; then all is exact.
+    """
     trees = [world.tree(name, 60, 2) for name in ("first", "second", "third")]
-    host = world.host().start()
+    local = world.tree("local", 60, 2)
+    host = world.host(local.root).start()
     agents = [world.agent(host, one.root, name=one.root.name).start() for one in trees]
     host_kills = agent_kills = both = 0
     for _ in range(rounds):
@@ -131,7 +146,7 @@ def both_killed(world, rounds: int) -> None:
         host_kills += host in victims
         agent_kills += len(victims) - (host in victims)
         both += host in victims and len(victims) > 1
-        for one in trees:
+        for one in (*trees, local):
             media.random_changes(one, 2)
         for victim in victims:
             victim.start(ready=victim is host)
@@ -141,6 +156,8 @@ def both_killed(world, rounds: int) -> None:
         world.scan(agent)
     for one in trees:
         world.exact(host, one.root.name, one.root)
+    host.post("/api/agents/scan_now", {"agent": "local"})
+    world.exact(host, "local", local.root, wait_s=harness.SETTLE_S)
     world.sound(*agents)
     harness.figures(rounds=rounds, host_kills=host_kills, agent_kills=agent_kills,
                     rounds_with_both=both)
@@ -222,24 +239,98 @@ def test_killed_during_the_very_first_start(world, number):
     world.exact(host, "box", one.root)
 
 
+@contextlib.contextmanager
+def attached(program, call: str, number: int):
+    """strace on a running program, so that only what it does from now on is counted."""
+    tracer = subprocess.Popen(
+        [*strace(call, signal="KILL", when=number), "-p", str(program.process.pid)],
+        stdin=subprocess.DEVNULL, start_new_session=True)
+    try:
+        support.wait_until(lambda: is_traced(program.process.pid), 20, "strace to be attached")
+        yield
+    finally:
+        tracer.kill()
+        tracer.wait()
+
+
+def is_traced(pid: int) -> bool:
+    """All of its threads, which strace takes one after the other."""
+    tasks = list(Path(f"/proc/{pid}/task").glob("*/status"))
+    return all("\nTracerPid:\t0\n" not in task.read_text() for task in tasks)
+
+
 def test_killed_while_the_cache_is_compacted(world):
+    """In VACUUM itself: the idle agent writes nothing else."""
     one = world.tree("first", 60, 0)
     host = world.host().start()
-    world.scan(world.once(host, one.root))
-    for number in (2, 9, 25):
-        agent = world.agent(host, one.root,
-                            prefix=strace("pwrite64", signal="KILL", when=number))
-        agent.start(ready=False)
-        support.wait_until(lambda agent=agent: not agent.running() or answers(agent), 20)
-        for _ in range(40):
-            if not agent.running():
-                break
-            answers(agent, "/agent/compact_cache")
+    agent = world.agent(host, one.root)
+    points, died = harness.either([1, 9, 25], [*range(1, 12), 15, 20, 25, 30, 40]), 0
+    for number in points:
+        agent.start()
+        support.wait_until(lambda: is_idle(agent), 40, "an idle agent")
+        world.exact(host, "box", one.root, wait_s=harness.SETTLE_S)
+        with attached(agent, "pwrite64", number):
+            died += not answers(agent, "/agent/compact_cache")
+            support.wait_until(lambda: not agent.running(), 10, "its death")
         agent.kill()
+        world.sound(agent)
+        media.random_changes(one, 5)
+    harness.figures(kills_during_vacuum=died, points=points)
+    nearly_all(died, points)
     agent = world.once(host, one.root)
     world.scan(agent)
     world.exact(host, "box", one.root)
     world.sound(agent)
+
+
+def is_idle(agent) -> bool:
+    stats = agent.stats()
+    return stats["phase"] == 0 and stats["seen"] > 0 and stats["outbox"] == 0
+
+
+def killed_in_phase(world, phase: str, kills: int) -> None:
+    """An agent killed at random moments of one phase, which has all files to do each time."""
+    one = world.tree("first", 60, 6)
+    for number in range(8):
+        (one.root / f"large {number}.bin").write_bytes(os.urandom(4 << 20))
+    host = world.host().start()
+    agent = world.agent(host, one.root)
+    died, end = 0, time.monotonic() + 60 + 20 * kills
+    while died < kills:
+        assert time.monotonic() < end, f"{phase} was met only {died} times"
+        for path in one.files():
+            with path.open("ab") as file:
+                file.write(b"more")
+        agent.start()
+        died += died_in(agent, phase, world.random.uniform(0, 0.1))
+    media.random_changes(one, 10)
+    agent.arguments.append("--once")
+    world.scan(agent)
+    world.exact(host, "box", one.root)
+    world.sound(agent)
+    harness.figures(phase=phase, agent_kills=died)
+
+
+def died_in(agent, phase: str, after_s: float) -> bool:
+    """Kill the agent some time after it said that it is in this phase; False when it never was."""
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        stats = agent.stats()
+        if stats["active"] and stats["phase_name"] == phase:
+            time.sleep(after_s)
+            agent.kill()
+            return True
+        if not stats["active"] and stats["seen"]:
+            break
+    agent.kill()
+    return False
+
+
+@pytest.mark.parametrize("phase", harness.either(
+    ["ffprobe"], ["hashes", "ffprobe", "full hashes"]))
+@pytest.mark.timeout(900)
+def test_agent_killed_at_random_in_each_phase(world, phase):
+    killed_in_phase(world, phase, 20 if support.LONG else 2)
 
 
 def answers(agent, path: str = "/agent/ping") -> bool:

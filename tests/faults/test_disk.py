@@ -251,6 +251,31 @@ def test_home_fills_up_while_the_agent_runs(world):
         agent.kill()
 
 
+def test_compacting_on_a_full_disk(world):
+    """Refused in words; the cache stays as it was."""
+    one = world.tree("first", 100, 1)
+    host = world.host().start()
+    agent = world.agent(host, one.root)
+    with harness.tmpfs(agent.data, "8m"):
+        agent.start()
+        support.wait_until(lambda: "box" in host.agents() and agent.stats()["seen"], 20)
+        world.exact(host, "box", one.root, wait_s=harness.SETTLE_S)
+        fill_disk(agent.data / "filler")
+        status, answer = support.request(agent.url, "/agent/compact_cache", {})
+        assert (status, answer["ok"]) in ((503, False), (507, False)), answer
+        command = {"agent": host.agent_id("box")}
+        status, answer = support.request(host.url, "/api/agents/compact_cache", command)
+        assert answer["ok"] is False
+        assert "Traceback" not in agent.output()
+        (agent.data / "filler").unlink()
+        assert agent.post("/agent/compact_cache")["after_bytes"] > 0
+        media.random_changes(one, 10)
+        agent.post("/agent/scan_now")
+        world.exact(host, "box", one.root, wait_s=harness.SETTLE_S)
+        world.sound(agent)
+        agent.kill()
+
+
 def fill_disk(filler) -> None:
     """Write a file until nothing more fits."""
     with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
@@ -306,22 +331,25 @@ def test_data_folder_that_is_none(world, side, what):
 # Two on one folder
 
 
+@pytest.mark.timeout(3600)
 def test_cron_clears_the_cache_while_the_agent_scans(world):
     """`--clear-cache` again and again, with undelivered changes: nothing is lost."""
     one = world.tree("first", 80, 2)
     host = world.host().start()
     agent = world.agent(host, one.root).start()
     cron = world.agent(host, one.root, "--clear-cache")
-    for round_number in range(5):
+    rounds = 100 if support.LONG else 5
+    for round_number in range(rounds):
         media.random_changes(one, 5)
-        if round_number == 2:
+        if round_number % 5 == 2:
             host.kill()
-        if round_number == 4:
+        if round_number % 5 == 4:
             host.start()
         agent.post("/agent/scan_now")
         assert cron.run(timeout_s=60) == 0, cron.output()
     agent.post("/agent/scan_now")
     world.exact(host, "box", one.root, wait_s=harness.SETTLE_S)
+    harness.figures(clear_cache_runs=rounds)
     assert agent.stop() == 0
 
 
@@ -331,7 +359,7 @@ def test_scan_now_a_thousand_times(world):
     agent = world.agent(host, one.root).start()
 
     def ask() -> None:
-        for _ in range(100):
+        for _ in range(250):
             agent.post("/agent/scan_now")
 
     askers = [threading.Thread(target=ask) for _ in range(4)]
