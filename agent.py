@@ -38,17 +38,17 @@ here, `there` where in the module: that maps a traceback back.
     6730     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
     6837     17  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
     6938     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    7352     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7658     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    7868     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    8219     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    8392     22  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    8757     17  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
-    8819     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
-    8884     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
-    9108     47  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
+    7366     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7672     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    7882     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    8233     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    8406     22  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    8771     17  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
+    8833     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
+    8898     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
+    9122     47  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
 """
-# sha256 of all below this line: aeb2abc85700fffb49dfd2f4966a5f8da2b8eef788b3ea849fd6bf71a7ea7378
+# sha256 of all below this line: 7ef3e87b8ad8e2741b5d54c857a88f8f211cfee9ea534153cf3bc6bd1331fa2d
 
 from __future__ import annotations
 
@@ -7027,9 +7027,7 @@ class RootScan:
     # -- one folder ------------------------------------------------------------------------------
 
     def _folder(self, listing) -> None:
-        self.stats.add_ledger(listing.counts)
-        for key, count in listing.counts.items():
-            self.ledger[key] = self.ledger.get(key, 0) + count
+        self._account(listing.counts)
         self.stats.current_path = self.root.file_path(listing.rel)
         folder_id, is_new = self._folder_id(listing)
         if listing.error is not None:
@@ -7050,6 +7048,15 @@ class RootScan:
         if not is_new and listing.error is None:
             self._gone_folders(listing, folder_id)
         self.window.mark(listing.rel)
+
+    def _account(self, counts: dict) -> None:
+        """Everything that is met is in the ledger: first what the listings hold, by LEDGER_KEYS,
+        then what became of the files: catalogued, unchanged, vanished (since the listing) or
+        unreadable (not even to be looked at). `unlisted` are folders whose listing failed.
+        """
+        self.stats.add_ledger(counts)
+        for key, count in counts.items():
+            self.ledger[key] = self.ledger.get(key, 0) + count
 
     def _folder_id(self, listing) -> tuple:
         """(number, whether the folder is new)."""
@@ -7089,6 +7096,7 @@ class RootScan:
         check_still_mounted(self.native, self.info)
         self.folder_errors += 1
         self.stats.errors += 1
+        self._account({"unlisted": 1})
         self.buffer.add(Failure(self.root.id, self.root.file_path(listing.rel), "list", "",
                                 error_class(listing.error), error_text(listing.error)))
 
@@ -7104,6 +7112,7 @@ class RootScan:
     def _compare(self, listing, names, folder_id: int, prefix: str, known: dict) -> None:
         """Take each file's row out of `known`; whatever is new or changed is looked into."""
         algo, sample_size, stats = self.plan.algo, self.plan.sample_size, self.stats
+        unchanged_before, catalogued = stats.unchanged, 0
         for found in find_files(listing, names):
             if type(found) is FileProblem:
                 self._problem(found, folder_id, prefix + found.name, known)
@@ -7115,7 +7124,10 @@ class RootScan:
                     and row[4] == algo and row[5] == sample_size and not row[6]):
                 stats.unchanged += 1
                 continue
+            unchanged = stats.unchanged
             self._consider(found, folder_id, path, row)
+            catalogued += stats.unchanged == unchanged
+        self._account({"catalogued": catalogued, "unchanged": stats.unchanged - unchanged_before})
 
     def _compare_big(self, listing, folder_id: int, prefix: str) -> None:
         """The same for a folder of any size: rows are fetched in chunks of its sorted names."""
@@ -7141,7 +7153,9 @@ class RootScan:
         """A name that was listed but could not be looked at: its row stays as it is."""
         known.pop(path, None)
         if problem.error.errno == errno.ENOENT:
-            return  # it vanished meanwhile; the next listing will tell
+            self._account({"vanished": 1})
+            return  # the next listing will tell
+        self._account({"unreadable": 1})
         self.stats.errors += 1
         self.buffer.add(Failure(self.root.id, path, "read", "", error_class(problem.error),
                                 error_text(problem.error)))

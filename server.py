@@ -38,56 +38,56 @@ here, `there` where in the module: that maps a traceback back.
     6780     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
     6887     17  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
     6988     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    7402     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7708     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    7918     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    8269     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    8442     22  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    8807     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
-    9069     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
-    9239     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
-    9559     20  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
-    9699     30  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
-   10090     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
-   10303     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
-   10412     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
-   10466     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
-   10566     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
-   10664     11  medialib/catalog_show.py: Files as the API shows them.
-   10711     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
-   10925     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
-   10993     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
-   11092     30  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
-   11341     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
-   11494     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
-   11676     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
-   11805     25  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
-   12082     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
-   12366     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
-   12469     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
-   12502     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
-   12659      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
-   12801     13  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others, found in the sort's own index.
-   12865     27  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   13236     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   13277     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   13463     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
-   13694     36  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   14074     18  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   14186      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   14227      1  medialib/web/: The files of the web UI.
-   18266     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   18365     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   18436     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   18608     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   18696     16  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   18812      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   18893      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   18936     44  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   19230     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
-   19255     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+    7416     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7722     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    7932     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    8283     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    8456     22  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    8821     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
+    9083     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
+    9253     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
+    9573     20  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
+    9713     30  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
+   10104     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
+   10317     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
+   10426     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
+   10480     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
+   10580     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
+   10678     11  medialib/catalog_show.py: Files as the API shows them.
+   10725     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
+   10939     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
+   11007     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
+   11106     30  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
+   11355     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
+   11508     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
+   11690     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
+   11819     25  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
+   12096     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
+   12380     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
+   12483     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
+   12516     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
+   12673      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
+   12815     13  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others, found in the sort's own index.
+   12879     27  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   13250     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   13291     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   13477     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   13708     36  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   14088     18  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   14200      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   14241      1  medialib/web/: The files of the web UI.
+   18280     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   18379     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   18450     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   18622     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   18710     16  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   18826      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   18907      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   18950     44  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   19244     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
+   19269     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: c1fb63f0aa7faee6da2d22290e82b81435808b3d472cc8ee9639a0820495c082
+# sha256 of all below this line: 580f16c5cc3c0b709a89aec0ede5acafde113016f2119a3ff89cf67e45332849
 
 from __future__ import annotations
 
@@ -7077,9 +7077,7 @@ class RootScan:
     # -- one folder ------------------------------------------------------------------------------
 
     def _folder(self, listing) -> None:
-        self.stats.add_ledger(listing.counts)
-        for key, count in listing.counts.items():
-            self.ledger[key] = self.ledger.get(key, 0) + count
+        self._account(listing.counts)
         self.stats.current_path = self.root.file_path(listing.rel)
         folder_id, is_new = self._folder_id(listing)
         if listing.error is not None:
@@ -7100,6 +7098,15 @@ class RootScan:
         if not is_new and listing.error is None:
             self._gone_folders(listing, folder_id)
         self.window.mark(listing.rel)
+
+    def _account(self, counts: dict) -> None:
+        """Everything that is met is in the ledger: first what the listings hold, by LEDGER_KEYS,
+        then what became of the files: catalogued, unchanged, vanished (since the listing) or
+        unreadable (not even to be looked at). `unlisted` are folders whose listing failed.
+        """
+        self.stats.add_ledger(counts)
+        for key, count in counts.items():
+            self.ledger[key] = self.ledger.get(key, 0) + count
 
     def _folder_id(self, listing) -> tuple:
         """(number, whether the folder is new)."""
@@ -7139,6 +7146,7 @@ class RootScan:
         check_still_mounted(self.native, self.info)
         self.folder_errors += 1
         self.stats.errors += 1
+        self._account({"unlisted": 1})
         self.buffer.add(Failure(self.root.id, self.root.file_path(listing.rel), "list", "",
                                 error_class(listing.error), error_text(listing.error)))
 
@@ -7154,6 +7162,7 @@ class RootScan:
     def _compare(self, listing, names, folder_id: int, prefix: str, known: dict) -> None:
         """Take each file's row out of `known`; whatever is new or changed is looked into."""
         algo, sample_size, stats = self.plan.algo, self.plan.sample_size, self.stats
+        unchanged_before, catalogued = stats.unchanged, 0
         for found in find_files(listing, names):
             if type(found) is FileProblem:
                 self._problem(found, folder_id, prefix + found.name, known)
@@ -7165,7 +7174,10 @@ class RootScan:
                     and row[4] == algo and row[5] == sample_size and not row[6]):
                 stats.unchanged += 1
                 continue
+            unchanged = stats.unchanged
             self._consider(found, folder_id, path, row)
+            catalogued += stats.unchanged == unchanged
+        self._account({"catalogued": catalogued, "unchanged": stats.unchanged - unchanged_before})
 
     def _compare_big(self, listing, folder_id: int, prefix: str) -> None:
         """The same for a folder of any size: rows are fetched in chunks of its sorted names."""
@@ -7191,7 +7203,9 @@ class RootScan:
         """A name that was listed but could not be looked at: its row stays as it is."""
         known.pop(path, None)
         if problem.error.errno == errno.ENOENT:
-            return  # it vanished meanwhile; the next listing will tell
+            self._account({"vanished": 1})
+            return  # the next listing will tell
+        self._account({"unreadable": 1})
         self.stats.errors += 1
         self.buffer.add(Failure(self.root.id, path, "read", "", error_class(problem.error),
                                 error_text(problem.error)))

@@ -125,9 +125,7 @@ class RootScan:
     # -- one folder ------------------------------------------------------------------------------
 
     def _folder(self, listing) -> None:
-        self.stats.add_ledger(listing.counts)
-        for key, count in listing.counts.items():
-            self.ledger[key] = self.ledger.get(key, 0) + count
+        self._account(listing.counts)
         self.stats.current_path = self.root.file_path(listing.rel)
         folder_id, is_new = self._folder_id(listing)
         if listing.error is not None:
@@ -148,6 +146,15 @@ class RootScan:
         if not is_new and listing.error is None:
             self._gone_folders(listing, folder_id)
         self.window.mark(listing.rel)
+
+    def _account(self, counts: dict) -> None:
+        """Everything that is met is in the ledger: first what the listings hold, by LEDGER_KEYS,
+        then what became of the files: catalogued, unchanged, vanished (since the listing) or
+        unreadable (not even to be looked at). `unlisted` are folders whose listing failed.
+        """
+        self.stats.add_ledger(counts)
+        for key, count in counts.items():
+            self.ledger[key] = self.ledger.get(key, 0) + count
 
     def _folder_id(self, listing) -> tuple:
         """(number, whether the folder is new)."""
@@ -187,6 +194,7 @@ class RootScan:
         check_still_mounted(self.native, self.info)
         self.folder_errors += 1
         self.stats.errors += 1
+        self._account({"unlisted": 1})
         self.buffer.add(Failure(self.root.id, self.root.file_path(listing.rel), "list", "",
                                 error_class(listing.error), error_text(listing.error)))
 
@@ -202,6 +210,7 @@ class RootScan:
     def _compare(self, listing, names, folder_id: int, prefix: str, known: dict) -> None:
         """Take each file's row out of `known`; whatever is new or changed is looked into."""
         algo, sample_size, stats = self.plan.algo, self.plan.sample_size, self.stats
+        unchanged_before, catalogued = stats.unchanged, 0
         for found in find_files(listing, names):
             if type(found) is FileProblem:
                 self._problem(found, folder_id, prefix + found.name, known)
@@ -213,7 +222,10 @@ class RootScan:
                     and row[4] == algo and row[5] == sample_size and not row[6]):
                 stats.unchanged += 1
                 continue
+            unchanged = stats.unchanged
             self._consider(found, folder_id, path, row)
+            catalogued += stats.unchanged == unchanged
+        self._account({"catalogued": catalogued, "unchanged": stats.unchanged - unchanged_before})
 
     def _compare_big(self, listing, folder_id: int, prefix: str) -> None:
         """The same for a folder of any size: rows are fetched in chunks of its sorted names."""
@@ -239,7 +251,9 @@ class RootScan:
         """A name that was listed but could not be looked at: its row stays as it is."""
         known.pop(path, None)
         if problem.error.errno == errno.ENOENT:
-            return  # it vanished meanwhile; the next listing will tell
+            self._account({"vanished": 1})
+            return  # the next listing will tell
+        self._account({"unreadable": 1})
         self.stats.errors += 1
         self.buffer.add(Failure(self.root.id, path, "read", "", error_class(problem.error),
                                 error_text(problem.error)))

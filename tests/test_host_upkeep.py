@@ -546,3 +546,31 @@ def test_a_question_that_sqlite_cannot_parse_is_no_damage(world):
     assert not isinstance(error, DamagedStoreError)
     error = explain_sqlite_error(sqlite3.DatabaseError("database disk image is malformed"), "x")
     assert isinstance(error, DamagedStoreError)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_a_really_large_file_with_one_zeroed_page(tmp_path):
+    """It is open at once, and soon says what is wrong with it."""
+    path = tmp_path / "medialib.db"
+    catalog, ingest = open_world(path)
+    agent = ToyAgent(ingest)
+    for number in range(400_000):
+        agent.disk[f"d{number % 997}/file {number:07}.jpg"] = ToyFile(number, 1000 + number)
+    agent.scan()
+    agent.deliver(5000)
+    catalog.close()
+    size = path.stat().st_size
+    assert size > catalog_check.CHECKED_FIRST_PAGES * 4096, size
+    for damaged in (False, True):
+        if damaged:
+            zero_page(path, "file")
+        began = time.monotonic()
+        catalog, ingest = open_world(path)
+        opened_s = time.monotonic() - began
+        catalog.check._thread.join(300)
+        checked_s = time.monotonic() - began
+        print(f"{size:,} bytes: open after {opened_s:.2f} s, checked after {checked_s:.2f} s")
+        assert bool(catalog.problem) == damaged
+        assert opened_s < 5
+        catalog.close()
