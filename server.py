@@ -45,49 +45,49 @@ here, `there` where in the module: that maps a traceback back.
     8456     22  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
     8821     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
     9083     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
-    9253     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
-    9573     20  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
-    9713     30  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
-   10104     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
-   10317     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
-   10426     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
-   10480     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
-   10580     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
-   10678     11  medialib/catalog_show.py: Files as the API shows them.
-   10725     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
-   10939     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
-   11007     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
-   11106     30  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
-   11355     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
-   11508     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
-   11690     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
-   11819     25  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
-   12096     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
-   12380     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
-   12483     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
-   12516     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
-   12673      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
-   12815     13  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others, found in the sort's own index.
-   12879     27  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   13250     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   13291     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   13477     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
-   13708     36  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   14088     18  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   14200      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   14241      1  medialib/web/: The files of the web UI.
-   18280     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   18379     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   18450     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   18622     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   18710     16  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   18826      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   18907      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   18950     44  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   19244     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
-   19269     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+    9264     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
+    9590     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
+    9762     32  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
+   10184     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
+   10428     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
+   10537     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
+   10591     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
+   10691     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
+   10789     11  medialib/catalog_show.py: Files as the API shows them.
+   10836     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
+   11050     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
+   11118     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
+   11217     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
+   11470     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
+   11623     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
+   11805     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
+   11934     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
+   12292     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
+   12576     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
+   12679     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
+   12712     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
+   12869      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
+   13011     13  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others, found in the sort's own index.
+   13075     27  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   13446     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   13487     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   13673     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   13904     36  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   14275     18  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   14387      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   14428      1  medialib/web/: The files of the web UI.
+   18467     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   18566     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   18637     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   18809     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   18897     16  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   19013      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   19094      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   19137     44  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   19431     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
+   19456     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: 580f16c5cc3c0b709a89aec0ede5acafde113016f2119a3ff89cf67e45332849
+# sha256 of all below this line: 322600e1cb2090592f8a4fb46c202939b7ae19331737e92644cb5bdef739f249
 
 from __future__ import annotations
 
@@ -9116,6 +9116,12 @@ FILE_COLUMNS = ", ".join(FileRow._fields)
 FILE_COLUMNS_OF_F = ", ".join(f"f.{name}" for name in FileRow._fields)
 FILE_INSERT = (
     f"INSERT INTO file ({FILE_COLUMNS}) VALUES ({', '.join('?' * len(FileRow._fields))})")
+# The columns of a new row that is present and of which no others are known; then with its mtime.
+PLAIN_INSERT = (
+    "INSERT INTO file (id, folder, name, kind, ext, size, mtime_ns, ctime, ino, dev, algo,"
+    " sample_size, sample_hash, flags, state, first_seen, changed, seq)"
+    " VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, 0, ?15, ?15, ?16)")
+PLAIN_INSERT_MTIME = PLAIN_INSERT.replace("seq)", "seq, mtime)").replace("?16)", "?16, ?17)")
 FILE_REPLACE = (
     f"UPDATE file SET {', '.join(f'{name} = ?' for name in FileRow._fields[1:])} WHERE id = ?")
 
@@ -9123,7 +9129,9 @@ FILE_REPLACE = (
 class FileRecord(NamedTuple):
     """A checked record of a batch. `mtime` is None where `mtime_ns` gives it exactly, `key_text`
     where the numbers give it. `metadata` is None or (duration, container, video_codec,
-    audio_codecs as JSON text, width, height, bitrate, streams_json).
+    audio_codecs as JSON text, width, height, bitrate, streams_json). `folder` and `name` are the
+    two parts of `path`; `digest` is only there for a plain record, which has nothing from
+    `reason` to `error`, no key_text and no full_hash: the 8 bytes of its new row's `row_digest`.
     """
 
     index: int
@@ -9146,6 +9154,9 @@ class FileRecord(NamedTuple):
     metadata: tuple | None
     moved_from: str | None
     error: tuple | None
+    folder: str
+    name: str
+    digest: bytes | None
 
 
 def ns_as_float(mtime_ns: int) -> float:
@@ -9321,6 +9332,12 @@ class CatalogCounters:
     def next(self, name: str) -> int:
         self.values[name] += 1
         return self.values[name]
+
+    def take(self, name: str, count: int) -> int:
+        """The first of `count` numbers that follow one another."""
+        first = self.values[name] + 1
+        self.values[name] += count
+        return first
 
     def save(self) -> None:
         changed = [(value, name) for name, value in self.values.items()
@@ -9566,7 +9583,7 @@ def root_facts(root: CatalogRoot) -> dict:
 
 
 # =================================================================================================
-# medialib/catalog_tallies.py, from its line 20
+# medialib/catalog_tallies.py, from its line 21
 # Every number that is shown moves with its rows: the differences one transaction makes.
 # =================================================================================================
 
@@ -9614,9 +9631,40 @@ class TallyChanges:
         # The duplicate keys (see duplicate_key_of) of rows that came and of rows that went.
         self.joined: set = set()
         self.left: set = set()
+        # Plain new files: the lowest of their row numbers, their records, and sizes to be added.
+        self.first_new: int | None = None
+        self.new: list = []
+        self.sizes: dict = {}
 
     def add(self, row: FileRow, root: CatalogRoot, rel_folder: str, meta: MetaRow | None) -> None:
         self._count(row, root, rel_folder, meta, 1)
+
+    def add_new(self, root: CatalogRoot, first: int, records: list) -> None:
+        """`add` for the plain new files with row numbers from `first` on: root and duplicates.
+        Their other sums come by `new_sums`.
+        """
+        self.roots[root.id] = root
+        root.files += len(records)
+        root.bytes += sum([record.size for record in records])
+        digests = struct.unpack(f">{len(records)}Q", b"".join([one.digest for one in records]))
+        root.digest = signed_sum(root.digest + sum(digests))
+        self.first_new = min(first, self.first_new or first)
+        self.new += [one for one in records if one.size]
+
+    def new_sums(self, root: CatalogRoot) -> dict:
+        """Takes the sizes of plain new files: {(folder, kind, ext, week): [size]}."""
+        return self.sizes.setdefault(root.id, collections.defaultdict(list))
+
+    def _count_new(self) -> None:
+        for root_id, alike in self.sizes.items():
+            for (folder, kind, ext, week), sizes in alike.items():
+                files, size = len(sizes), sum(sizes)
+                for entry in (self.tally[root_id, kind, ext, 0, STATE_PRESENT],
+                              self.facet[root_id, STATE_PRESENT, FACET_WEEK, week],
+                              self.folder[folder]):
+                    entry[0] += files
+                    entry[1] += size
+        self.sizes.clear()
 
     def take(self, row: FileRow, root: CatalogRoot, rel_folder: str, meta: MetaRow | None) -> None:
         self._count(row, root, rel_folder, meta, -1)
@@ -9661,6 +9709,7 @@ class TallyChanges:
 
     def save(self, folders) -> None:
         """Write all sums. `folders` is the FolderBook, for the folders above."""
+        self._count_new()
         self._save_sums("tally", "root, kind, ext, reason, state", self.tally)
         self._save_sums("facet", "root, state, field, value", self.facet)
         self._save_folders(folders)
@@ -9706,7 +9755,7 @@ class TallyChanges:
 
 
 # =================================================================================================
-# medialib/catalog_apply.py, from its line 30
+# medialib/catalog_apply.py, from its line 32
 # One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
 # =================================================================================================
 
@@ -9736,6 +9785,9 @@ class FileBatch:
     def upsert(self, root: CatalogRoot, records: list) -> None:
         """Apply records of one root. A path that comes twice is applied twice, in order."""
         root = self.roots.setdefault(root.id, root)
+        if len({record.path for record in records}) == len(records):
+            self._apply_run(root, records)
+            return
         run, seen = [], set()
         for record in records:
             if record.path in seen:
@@ -9761,13 +9813,11 @@ class FileBatch:
         """[(folder id, name)] of the records, making folders that are new."""
         start, places, known = len(root.prefix()), [], {}
         for record in records:
-            rel = record.path[start:]
-            cut = rel.rfind("/")
-            folder_rel = rel[:cut] if cut > 0 else ""
-            folder_id = known.get(folder_rel)
+            folder = record.folder
+            folder_id = known.get(folder)
             if folder_id is None:
-                folder_id = known[folder_rel] = self._folder(root, folder_rel)
-            places.append((folder_id, rel[cut + 1:]))
+                folder_id = known[folder] = self._folder(root, folder[start:])
+            places.append((folder_id, record.name))
         return places
 
     def _folder(self, root: CatalogRoot, rel: str) -> int:
@@ -9879,13 +9929,43 @@ class FileBatch:
     # -- writing ---------------------------------------------------------------------------------
 
     def _write_pairs(self, root: CatalogRoot, pairs: list) -> None:
-        inserts = []
+        plain, inserts = [], []
         for record, place, row in pairs:
-            if row is None:
-                inserts.append(self._new_row(root, record, place))
-            else:
+            if row is not None:
                 self._change_row(root, record, place, row)
+            elif record.digest is not None:
+                plain.append((record, place))
+            else:
+                inserts.append(self._new_row(root, record, place))
         self.db.executemany(FILE_INSERT, inserts)
+        if plain:
+            self._write_plain(root, plain)
+
+    def _write_plain(self, root: CatalogRoot, plain: list) -> None:
+        """New files of which nothing is known but kind, stamps and sample hash: most of all rows.
+        Neither None nor bytes are bound: Python's sqlite3 searches for an adapter for each of them.
+        """
+        number = self.counters.take("file", len(plain))
+        seq = self.counters.take("seq", len(plain))
+        self.changes.add_new(root, number, [record for record, _ in plain])
+        exact, inexact, sums = [], [], self.changes.new_sums(root)
+        now, ext, ext_number = self.now, None, 0
+        for record, (folder, name) in plain:
+            if record[3] != ext:
+                ext = record[3]
+                ext_number = self.tools.words.id_of(self.db, ext)
+            kind, size, mtime_ns, mtime = record[2], record[4], record[5], record[6]
+            sums[folder, kind, ext_number, mtime_ns // WEEK_NS].append(size)
+            row = (number, folder, name, kind, ext_number, size, mtime_ns, record[7], record[8],
+                   record[9], record[11], record[12], bytearray(record[13]), record[15], now, seq)
+            if mtime is None:
+                exact.append(row)
+            else:
+                inexact.append((*row, mtime))
+            number += 1
+            seq += 1
+        self.db.executemany(PLAIN_INSERT, exact)
+        self.db.executemany(PLAIN_INSERT_MTIME, inexact)
 
     def _new_row(self, root: CatalogRoot, record: FileRecord, place: tuple) -> FileRow:
         words, db, flags = self.tools.words, self.db, record.whole
@@ -10133,7 +10213,16 @@ class DuplicateMember(collections.namedtuple(
 def update_duplicates(db, joined: set, left: set) -> None:
     """Count the groups again that rows with these keys (see duplicate_key_of) have joined or left.
     """
-    keys = _postpone_large(db, left | _shared_keys(db, joined - left))
+    _count_again(db, left | _shared_keys(db, joined - left))
+
+
+def update_duplicates_of_new(db, first: int, records: list) -> None:
+    """Count the groups that plain new files have joined; no row before number `first` is new."""
+    _count_again(db, _shared_keys_of_new(db, first, records))
+
+
+def _count_again(db, keys: set) -> None:
+    keys = _postpone_large(db, keys) if keys else keys
     if not keys:
         return
     samples = {key[:4] for key in keys}
@@ -10180,6 +10269,28 @@ def _shared_keys(db, keys: set) -> set:
     shared = {prefix for prefix, count in counts.items() if count > 1}
     return {key for key in keys if shared and not shared.isdisjoint(
         hash_[:HASH_PREFIX_BYTES] for hash_ in key[3:] if hash_)}
+
+
+def _shared_keys_of_new(db, first: int, records: list) -> set:
+    """The keys of new files that another file may have as well: one of them, or one before row
+    `first`, of which the indexes mostly say without fetching anything that there is none. (Bytes
+    are bound as bytearrays: Python's sqlite3 searches for an adapter for each that it does not.)
+    """
+    prefixes = [record.sample_hash[:HASH_PREFIX_BYTES] for record in records]
+    distinct, shared = set(prefixes), set()
+    if len(distinct) < len(prefixes):
+        shared = {one for one, count in collections.Counter(prefixes).items() if count > 1}
+    for part in _in_chunks(list(distinct)):
+        for column in ("sample_hash", "full_hash"):
+            prefix = f"substr({column}, 1, {HASH_PREFIX_BYTES})"
+            shared.update(row[0] for row in db.execute(
+                f"SELECT {prefix} FROM file WHERE {prefix} IN ({','.join('?' * len(part))})"
+                f" AND {column} IS NOT NULL AND id < ?", (*map(bytearray, part), first)))
+    if not shared:
+        return set()
+    return {(one.size, one.algo, one.sample_size, one.sample_hash,
+             one.sample_hash if one.whole else None)
+            for one, prefix in zip(records, prefixes) if prefix in shared}
 
 
 def _members_sharing(db, hashes: list) -> list:
@@ -11099,7 +11210,7 @@ def root_kind_counts(db, root_id: int) -> dict:
 
 
 # =================================================================================================
-# medialib/catalog.py, from its line 30
+# medialib/catalog.py, from its line 34
 # The catalogue: one database file, one thread that writes it, readers beside it.
 # =================================================================================================
 
@@ -11333,6 +11444,10 @@ class ChangeSet:
         for batch in self._batches:
             batch.changes.save(self.tools.folders)
             update_duplicates(self.db, batch.changes.joined, batch.changes.left)
+        added = [batch.changes for batch in self._batches if batch.changes.new]
+        if added:
+            update_duplicates_of_new(self.db, min(one.first_new for one in added),
+                                     [record for one in added for record in one.new])
         if self.tools.search.behind(self.counters) > SEARCH_BEHIND:
             self.tools.search.index_more(self.db, self.counters)
         self.counters.save()
@@ -11812,7 +11927,7 @@ class HostUpkeep:
 
 
 # =================================================================================================
-# medialib/ingest_records.py, from its line 25
+# medialib/ingest_records.py, from its line 27
 # Checking one record of a batch: what is wrong with it in words, or its clean form.
 # =================================================================================================
 
@@ -11823,6 +11938,9 @@ STREAMS_LENGTH = 4 << 20
 DIGEST_LENGTHS = {"blake3": 64, "sha256": 64, "xxhash64": 16}
 HEX_DIGITS = frozenset("0123456789abcdefABCDEF")
 MEDIA_NUMBER_MAX = 1 << 53
+# An identity as our own agents write it, in numbers that fit our columns but for the time.
+PLAIN_KEY = re.compile(
+    r"(0|[1-9][0-9]{0,17}):(0|[1-9][0-9]{0,18}):(0|[1-9][0-9]{0,17}):(0|[1-9][0-9]{0,17})")
 
 
 class RecordError(ValueError):
@@ -11865,8 +11983,80 @@ class RecordChecker:
         self.prefix = prefix
         self._classifier = classifier
         self._folder: str | None = None  # the last folder found right, for the next file in it
+        self._recipe = (None, None, 0)  # the last (algo, sample_size, digits) found right
+        self._digest = hashlib.blake2b(digest_size=8)  # copying one costs half of making one
+
+    def check_all(self, raws: list) -> tuple:
+        """([FileRecord], [what the answer's "errors" says of the others])."""
+        records, errors, index = [], [], 0
+        while True:
+            index = self._check_plain(raws, index, records)
+            if index == len(raws):
+                return records, errors
+            raw = raws[index]
+            try:
+                records.append(self.check(index, raw))
+            except RecordError as error:
+                path = raw.get("path") if isinstance(raw, dict) else None
+                shown = path[:1000] if isinstance(path, str) else None
+                errors.append({"index": index, "path": shown, "error": str(error)})
+            index += 1
+
+    def _check_plain(self, raws: list, start: int, records: list) -> int:
+        """Take records from `start` on while they look exactly as our own agents write a file that
+        has just been hashed; the number of the first that does not. `check` says the same of each
+        of them and takes three times as long: whatever is odd in any way is left to it.
+        """
+        algo, sample_size, digits = self._recipe
+        algo_number, folder, cut = ALGO_CODES.get(algo), self._folder, len(self.prefix)
+        parts_of_key, unpacked, index = PLAIN_KEY.fullmatch, bytes.fromhex, start
+        try:
+            for index in range(start, len(raws)):
+                raw = raws[index]
+                path, hashes, mtime, ctime = raw["path"], raw["hashes"], raw["mtime"], raw["ctime"]
+                size, kind, sample = raw["size"], raw["kind"], hashes["sample_hash"]
+                above, _, name = path.rpartition("/")
+                if above != folder:
+                    self._name(path)
+                    folder = self._folder
+                size_text, ns_text, ino_text, dev_text = parts_of_key(raw["inode_key"]).groups()
+                mtime_ns, packed, full = int(ns_text), unpacked(sample), hashes["full_hash"]
+                if (
+                    len(raw) != 8 or "ext" not in raw or len(hashes) != 4
+                    or name[0] == "." or not name.isprintable()
+                    or len(path) > PATH_LENGTH or len(name) > NAME_LENGTH
+                    or type(size) is not int or str(size) != size_text or mtime_ns > INT64_MAX
+                    or type(mtime) is not float or type(ctime) is not float
+                    or not -INT64_MAX < mtime < INT64_MAX or not -INT64_MAX < ctime < INT64_MAX
+                    or hashes["algo"] != algo or hashes["sample_size"] != sample_size
+                    or type(hashes["sample_size"]) is not int
+                    or len(sample) != digits or packed.hex() != sample
+                    or not (full is None or (full == sample and size <= 3 * sample_size))
+                ):
+                    break
+                dot = name.rfind(".")
+                if mtime_ns // NS_PER_S + 1e-9 * (mtime_ns % NS_PER_S) == mtime:
+                    mtime = None  # see ns_as_float
+                records.append(tuple.__new__(FileRecord, (
+                    index, path, KIND_CODES[kind], name[dot:].lower() if dot > 0 else "", size,
+                    mtime_ns, mtime, ctime, int(ino_text), int(dev_text), None, algo_number,
+                    sample_size, packed, None, FLAG_WHOLE if full else 0, None, None, None, None,
+                    folder, name, self._digest_of(
+                        f"{path[cut:]}\0{size_text}:{ns_text}:{ino_text}\0{kind}\0{algo}\0"
+                        f"{sample}\0{full or ''}\0{0}") if cut else None)))
+            else:
+                return len(raws)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+            pass  # `check` says what is wrong with it, if anything is
+        return index
+
+    def _digest_of(self, text: str) -> bytes:
+        digest = self._digest.copy()
+        digest.update(text.encode("utf-8"))
+        return digest.digest()
 
     def check(self, index: int, raw) -> FileRecord:
+        """One record of any form."""
         if not isinstance(raw, dict):
             raise RecordError("a record must be an object")
         path = raw.get("path")
@@ -11887,11 +12077,17 @@ class RecordChecker:
         # Made without the named tuple's own __new__: this runs for every record of a batch.
         return tuple.__new__(FileRecord, (
             index, path, kind, ext, size, *check_identity(raw.get("inode_key"), size, mtime, ctime),
-            *(NO_HASHES if hashes is None else check_hashes(hashes, size)), reason,
+            *(NO_HASHES if hashes is None else self._hashes(hashes, size)), reason,
             None if metadata is None else check_metadata(metadata),
             None if moved_from is None else check_path(moved_from, "moved_from"),
-            None if error is None else check_error(error),
+            None if error is None else check_error(error), self._folder, name, None,
         ))
+
+    def _hashes(self, hashes, size: int) -> tuple:
+        checked = check_hashes(hashes, size)
+        if checked[0] is not None:
+            self._recipe = (ALGO_NAMES[checked[0]], checked[1], 2 * len(checked[2]))
+        return checked
 
     def _name(self, path) -> str:
         """The name at the end of a record's path, when the path is right; the folder is looked at
@@ -13865,16 +14061,7 @@ class Ingest:
         prefix = ""
         if outline.root is not None:
             prefix = outline.root if outline.root.endswith("/") else outline.root + "/"
-        checker = RecordChecker(prefix, self._classifier(outline))
-        check, records, errors = checker.check, [], []
-        for index, raw in enumerate(outline.files):
-            try:
-                records.append(check(index, raw))
-            except RecordError as error:
-                path = raw.get("path") if isinstance(raw, dict) else None
-                shown = path[:1000] if isinstance(path, str) else None
-                errors.append({"index": index, "path": shown, "error": str(error)})
-        return records, errors
+        return RecordChecker(prefix, self._classifier(outline)).check_all(outline.files)
 
     def _classifier(self, outline: BatchOutline) -> Classifier | None:
         """Needed for records without a kind of ours only, which come from older agents."""

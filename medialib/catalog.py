@@ -12,7 +12,11 @@ import time
 from .base import DamagedStoreError, MedialibError, StoreError, log
 from .catalog_apply import FileBatch
 from .catalog_check import BackgroundCheck, check_database_head, damage_advice
-from .catalog_duplicates import settle_due_duplicates, update_duplicates
+from .catalog_duplicates import (
+    settle_due_duplicates,
+    update_duplicates,
+    update_duplicates_of_new,
+)
 from .catalog_roots import CatalogCounters, FolderBook, WordBook, read_root
 from .catalog_schema import CATALOG_MIGRATIONS, LOCAL_AGENT
 from .catalog_search import SEARCH_BEHIND, SearchIndex
@@ -257,6 +261,10 @@ class ChangeSet:
         for batch in self._batches:
             batch.changes.save(self.tools.folders)
             update_duplicates(self.db, batch.changes.joined, batch.changes.left)
+        added = [batch.changes for batch in self._batches if batch.changes.new]
+        if added:
+            update_duplicates_of_new(self.db, min(one.first_new for one in added),
+                                     [record for one in added for record in one.new])
         if self.tools.search.behind(self.counters) > SEARCH_BEHIND:
             self.tools.search.index_more(self.db, self.counters)
         self.counters.save()

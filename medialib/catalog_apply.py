@@ -13,6 +13,8 @@ from .catalog_rows import (
     FILE_COLUMNS,
     FILE_INSERT,
     FILE_REPLACE,
+    PLAIN_INSERT,
+    PLAIN_INSERT_MTIME,
     FileRecord,
     FileRow,
     is_same_identity,
@@ -25,7 +27,7 @@ from .catalog_schema import (
     STATE_MISSING,
     STATE_PRESENT,
 )
-from .catalog_tallies import MetaRow, TallyChanges, read_meta
+from .catalog_tallies import WEEK_NS, MetaRow, TallyChanges, read_meta
 
 LOOKUP_SIZES = (1, 4, 16, 64, 256)  # few different statements, so that they stay prepared
 
@@ -53,6 +55,9 @@ class FileBatch:
     def upsert(self, root: CatalogRoot, records: list) -> None:
         """Apply records of one root. A path that comes twice is applied twice, in order."""
         root = self.roots.setdefault(root.id, root)
+        if len({record.path for record in records}) == len(records):
+            self._apply_run(root, records)
+            return
         run, seen = [], set()
         for record in records:
             if record.path in seen:
@@ -78,13 +83,11 @@ class FileBatch:
         """[(folder id, name)] of the records, making folders that are new."""
         start, places, known = len(root.prefix()), [], {}
         for record in records:
-            rel = record.path[start:]
-            cut = rel.rfind("/")
-            folder_rel = rel[:cut] if cut > 0 else ""
-            folder_id = known.get(folder_rel)
+            folder = record.folder
+            folder_id = known.get(folder)
             if folder_id is None:
-                folder_id = known[folder_rel] = self._folder(root, folder_rel)
-            places.append((folder_id, rel[cut + 1:]))
+                folder_id = known[folder] = self._folder(root, folder[start:])
+            places.append((folder_id, record.name))
         return places
 
     def _folder(self, root: CatalogRoot, rel: str) -> int:
@@ -196,13 +199,43 @@ class FileBatch:
     # -- writing ---------------------------------------------------------------------------------
 
     def _write_pairs(self, root: CatalogRoot, pairs: list) -> None:
-        inserts = []
+        plain, inserts = [], []
         for record, place, row in pairs:
-            if row is None:
-                inserts.append(self._new_row(root, record, place))
-            else:
+            if row is not None:
                 self._change_row(root, record, place, row)
+            elif record.digest is not None:
+                plain.append((record, place))
+            else:
+                inserts.append(self._new_row(root, record, place))
         self.db.executemany(FILE_INSERT, inserts)
+        if plain:
+            self._write_plain(root, plain)
+
+    def _write_plain(self, root: CatalogRoot, plain: list) -> None:
+        """New files of which nothing is known but kind, stamps and sample hash: most of all rows.
+        Neither None nor bytes are bound: Python's sqlite3 searches for an adapter for each of them.
+        """
+        number = self.counters.take("file", len(plain))
+        seq = self.counters.take("seq", len(plain))
+        self.changes.add_new(root, number, [record for record, _ in plain])
+        exact, inexact, sums = [], [], self.changes.new_sums(root)
+        now, ext, ext_number = self.now, None, 0
+        for record, (folder, name) in plain:
+            if record[3] != ext:
+                ext = record[3]
+                ext_number = self.tools.words.id_of(self.db, ext)
+            kind, size, mtime_ns, mtime = record[2], record[4], record[5], record[6]
+            sums[folder, kind, ext_number, mtime_ns // WEEK_NS].append(size)
+            row = (number, folder, name, kind, ext_number, size, mtime_ns, record[7], record[8],
+                   record[9], record[11], record[12], bytearray(record[13]), record[15], now, seq)
+            if mtime is None:
+                exact.append(row)
+            else:
+                inexact.append((*row, mtime))
+            number += 1
+            seq += 1
+        self.db.executemany(PLAIN_INSERT, exact)
+        self.db.executemany(PLAIN_INSERT_MTIME, inexact)
 
     def _new_row(self, root: CatalogRoot, record: FileRecord, place: tuple) -> FileRow:
         words, db, flags = self.tools.words, self.db, record.whole

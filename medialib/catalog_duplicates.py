@@ -50,7 +50,16 @@ class DuplicateMember(collections.namedtuple(
 def update_duplicates(db, joined: set, left: set) -> None:
     """Count the groups again that rows with these keys (see duplicate_key_of) have joined or left.
     """
-    keys = _postpone_large(db, left | _shared_keys(db, joined - left))
+    _count_again(db, left | _shared_keys(db, joined - left))
+
+
+def update_duplicates_of_new(db, first: int, records: list) -> None:
+    """Count the groups that plain new files have joined; no row before number `first` is new."""
+    _count_again(db, _shared_keys_of_new(db, first, records))
+
+
+def _count_again(db, keys: set) -> None:
+    keys = _postpone_large(db, keys) if keys else keys
     if not keys:
         return
     samples = {key[:4] for key in keys}
@@ -97,6 +106,28 @@ def _shared_keys(db, keys: set) -> set:
     shared = {prefix for prefix, count in counts.items() if count > 1}
     return {key for key in keys if shared and not shared.isdisjoint(
         hash_[:HASH_PREFIX_BYTES] for hash_ in key[3:] if hash_)}
+
+
+def _shared_keys_of_new(db, first: int, records: list) -> set:
+    """The keys of new files that another file may have as well: one of them, or one before row
+    `first`, of which the indexes mostly say without fetching anything that there is none. (Bytes
+    are bound as bytearrays: Python's sqlite3 searches for an adapter for each that it does not.)
+    """
+    prefixes = [record.sample_hash[:HASH_PREFIX_BYTES] for record in records]
+    distinct, shared = set(prefixes), set()
+    if len(distinct) < len(prefixes):
+        shared = {one for one, count in collections.Counter(prefixes).items() if count > 1}
+    for part in _in_chunks(list(distinct)):
+        for column in ("sample_hash", "full_hash"):
+            prefix = f"substr({column}, 1, {HASH_PREFIX_BYTES})"
+            shared.update(row[0] for row in db.execute(
+                f"SELECT {prefix} FROM file WHERE {prefix} IN ({','.join('?' * len(part))})"
+                f" AND {column} IS NOT NULL AND id < ?", (*map(bytearray, part), first)))
+    if not shared:
+        return set()
+    return {(one.size, one.algo, one.sample_size, one.sample_hash,
+             one.sample_hash if one.whole else None)
+            for one, prefix in zip(records, prefixes) if prefix in shared}
 
 
 def _members_sharing(db, hashes: list) -> list:

@@ -88,6 +88,12 @@ class CatalogCounters:
         self.values[name] += 1
         return self.values[name]
 
+    def take(self, name: str, count: int) -> int:
+        """The first of `count` numbers that follow one another."""
+        first = self.values[name] + 1
+        self.values[name] += count
+        return first
+
     def save(self) -> None:
         changed = [(value, name) for name, value in self.values.items()
                    if value != self._before[name]]

@@ -50,6 +50,12 @@ FILE_COLUMNS = ", ".join(FileRow._fields)
 FILE_COLUMNS_OF_F = ", ".join(f"f.{name}" for name in FileRow._fields)
 FILE_INSERT = (
     f"INSERT INTO file ({FILE_COLUMNS}) VALUES ({', '.join('?' * len(FileRow._fields))})")
+# The columns of a new row that is present and of which no others are known; then with its mtime.
+PLAIN_INSERT = (
+    "INSERT INTO file (id, folder, name, kind, ext, size, mtime_ns, ctime, ino, dev, algo,"
+    " sample_size, sample_hash, flags, state, first_seen, changed, seq)"
+    " VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, 0, ?15, ?15, ?16)")
+PLAIN_INSERT_MTIME = PLAIN_INSERT.replace("seq)", "seq, mtime)").replace("?16)", "?16, ?17)")
 FILE_REPLACE = (
     f"UPDATE file SET {', '.join(f'{name} = ?' for name in FileRow._fields[1:])} WHERE id = ?")
 
@@ -57,7 +63,9 @@ FILE_REPLACE = (
 class FileRecord(NamedTuple):
     """A checked record of a batch. `mtime` is None where `mtime_ns` gives it exactly, `key_text`
     where the numbers give it. `metadata` is None or (duration, container, video_codec,
-    audio_codecs as JSON text, width, height, bitrate, streams_json).
+    audio_codecs as JSON text, width, height, bitrate, streams_json). `folder` and `name` are the
+    two parts of `path`; `digest` is only there for a plain record, which has nothing from
+    `reason` to `error`, no key_text and no full_hash: the 8 bytes of its new row's `row_digest`.
     """
 
     index: int
@@ -80,6 +88,9 @@ class FileRecord(NamedTuple):
     metadata: tuple | None
     moved_from: str | None
     error: tuple | None
+    folder: str
+    name: str
+    digest: bytes | None
 
 
 def ns_as_float(mtime_ns: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import struct
 from typing import NamedTuple
 
 from .catalog_roots import CatalogRoot
@@ -61,9 +62,40 @@ class TallyChanges:
         # The duplicate keys (see duplicate_key_of) of rows that came and of rows that went.
         self.joined: set = set()
         self.left: set = set()
+        # Plain new files: the lowest of their row numbers, their records, and sizes to be added.
+        self.first_new: int | None = None
+        self.new: list = []
+        self.sizes: dict = {}
 
     def add(self, row: FileRow, root: CatalogRoot, rel_folder: str, meta: MetaRow | None) -> None:
         self._count(row, root, rel_folder, meta, 1)
+
+    def add_new(self, root: CatalogRoot, first: int, records: list) -> None:
+        """`add` for the plain new files with row numbers from `first` on: root and duplicates.
+        Their other sums come by `new_sums`.
+        """
+        self.roots[root.id] = root
+        root.files += len(records)
+        root.bytes += sum([record.size for record in records])
+        digests = struct.unpack(f">{len(records)}Q", b"".join([one.digest for one in records]))
+        root.digest = signed_sum(root.digest + sum(digests))
+        self.first_new = min(first, self.first_new or first)
+        self.new += [one for one in records if one.size]
+
+    def new_sums(self, root: CatalogRoot) -> dict:
+        """Takes the sizes of plain new files: {(folder, kind, ext, week): [size]}."""
+        return self.sizes.setdefault(root.id, collections.defaultdict(list))
+
+    def _count_new(self) -> None:
+        for root_id, alike in self.sizes.items():
+            for (folder, kind, ext, week), sizes in alike.items():
+                files, size = len(sizes), sum(sizes)
+                for entry in (self.tally[root_id, kind, ext, 0, STATE_PRESENT],
+                              self.facet[root_id, STATE_PRESENT, FACET_WEEK, week],
+                              self.folder[folder]):
+                    entry[0] += files
+                    entry[1] += size
+        self.sizes.clear()
 
     def take(self, row: FileRow, root: CatalogRoot, rel_folder: str, meta: MetaRow | None) -> None:
         self._count(row, root, rel_folder, meta, -1)
@@ -108,6 +140,7 @@ class TallyChanges:
 
     def save(self, folders) -> None:
         """Write all sums. `folders` is the FolderBook, for the folders above."""
+        self._count_new()
         self._save_sums("tally", "root, kind, ext, reason, state", self.tally)
         self._save_sums("facet", "root, state, field, value", self.facet)
         self._save_folders(folders)

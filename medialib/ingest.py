@@ -193,16 +193,7 @@ class Ingest:
         prefix = ""
         if outline.root is not None:
             prefix = outline.root if outline.root.endswith("/") else outline.root + "/"
-        checker = RecordChecker(prefix, self._classifier(outline))
-        check, records, errors = checker.check, [], []
-        for index, raw in enumerate(outline.files):
-            try:
-                records.append(check(index, raw))
-            except RecordError as error:
-                path = raw.get("path") if isinstance(raw, dict) else None
-                shown = path[:1000] if isinstance(path, str) else None
-                errors.append({"index": index, "path": shown, "error": str(error)})
-        return records, errors
+        return RecordChecker(prefix, self._classifier(outline)).check_all(outline.files)
 
     def _classifier(self, outline: BatchOutline) -> Classifier | None:
         """Needed for records without a kind of ours only, which come from older agents."""

@@ -9,7 +9,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from medialib.catalog_rows import row_inode_key
+from medialib.catalog_schema import ALGO_NAMES, KIND_NAMES
 from medialib.http_json import HttpError
+from medialib.ingest_records import RecordChecker, RecordError
+from medialib.scan_common import row_digest
 from tests.catalog_audit import check_catalogue_sums
 from tests.catalog_world import open_world, stored_files
 
@@ -55,6 +59,56 @@ BAD_RECORDS = [
     ({"metadata": {"streams_json": {}}}, "streams_json"), ({"moved_from": "x"}, "moved_from"),
     ({"error": "bad"}, "error"),
 ]
+
+
+HASHES = {"algo": "blake3", "sample_size": 4096, "sample_hash": HASH, "full_hash": None}
+ODD_RECORDS = [  # what differs in one thing from the form that our own agents write
+    {"path": "/m/.hidden"}, {"path": "/m/no extension"}, {"path": "/m/sub/ä.MKV"},
+    {"path": "/m/a\u0301\u200b.mkv"}, {"path": "/m/a\nb"}, {"path": "/m/" + "n" * 4097},
+    {"path": "/m/ends with dot."}, {"path": "/m/\uef80.mkv"}, {"path": "/m/.."},
+    {"kind": "junk", "reason": "cache"}, {"kind": "junk"}, {"kind": "media"}, {"kind": None},
+    {"ext": ".other"}, {"more": 1}, {"size": True}, {"size": 7.0}, {"size": 8}, {"size": "7"},
+    {"mtime": 5}, {"mtime": 5.250000001}, {"mtime": True, "inode_key": "7:1000000000:11:64"},
+    {"mtime": 1e19}, {"ctime": 6}, {"ctime": None}, {"ctime": 1e19}, {"ctime": False},
+    {"inode_key": None}, {"inode_key": "07:5250000000:11:64"}, {"inode_key": "7:5:6:11:64"},
+    {"inode_key": "7:-5250000000:11:64", "mtime": -5.25}, {"inode_key": "7:5250000000:11:-64"},
+    {"inode_key": "7:9223372036854775808:11:64"}, {"inode_key": "7:5250000000:11:64\n"},
+    {"inode_key": "7:5250000000:18446744073709551615:64"}, {"inode_key": "7:٥:11:64"},
+    {"size": 0, "inode_key": "0:5250000000:11:64"}, {"hashes": None}, {"moved_from": "/m/old"},
+    {"metadata": {"duration": 5}}, {"error": {"stage": "probe", "class": "x", "message": "y"}},
+    *({"hashes": {**HASHES, **change}} for change in (
+        {"full_hash": HASH}, {"full_hash": "cd" * 32}, {"sample_size": 1}, {"sample_size": True},
+        {"sample_size": 1, "full_hash": HASH}, {"sample_hash": HASH.upper()}, {"extra": 1},
+        {"sample_hash": "ab " * 21 + "a"}, {"sample_hash": None}, {"algo": "sha256"},
+        {"sample_size": 4096.0}, {"algo": "xxhash64", "sample_hash": "ab" * 8},
+        {"sample_hash": "ab" * 8}, {"algo": ["blake3"]})),
+]
+
+
+@pytest.mark.parametrize("prefix", ["", "/m/"])
+def test_the_quick_way_through_a_batch_says_what_the_long_one_says(prefix):
+    plain = record(hashes=HASHES)
+    for change in [*ODD_RECORDS, *(change for change, _ in BAD_RECORDS)]:
+        raws = [plain, {**plain, **change}, {**plain, "path": "/m/b.mkv"},
+                {**plain, "path": "/m/c.mkv"}, {**plain, **change}]
+        checker, wanted, refused = RecordChecker(prefix), [], []
+        for index, raw in enumerate(raws):
+            try:
+                wanted.append(checker.check(index, raw))
+            except RecordError as error:
+                refused.append((index, str(error)))
+        records, errors = RecordChecker(prefix).check_all(raws)
+        assert [repr(one._replace(digest=None)) for one in records] == [repr(o) for o in wanted]
+        assert [(one["index"], one["error"]) for one in errors] == refused
+        assert not prefix or any(one.digest for one in records)
+        for one in records:
+            if one.digest is not None:
+                hashes = one.sample_hash.hex()
+                assert int.from_bytes(one.digest, "big") == row_digest(
+                    one.path[3:], row_inode_key(one), KIND_NAMES[one.kind], ALGO_NAMES[one.algo],
+                    hashes, hashes if one.whole else None, 0)
+                assert one[10] is one[14] is None
+                assert one[16:20] == (None,) * 4
 
 
 @pytest.mark.parametrize(("change", "word"), BAD_RECORDS)
