@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import media, support
+from tests import media, processes, support
 from tests.faults import harness
 
 FAKE = r'''#!{python}
@@ -195,6 +195,74 @@ def test_hanging_ffprobe_is_ended_by_its_deadline(world):
     assert agent.wait(600) in harness.DONE
     assert grandchildren() == []
     assert len(harness.rows_by_path(host, "box")) == 2
+
+
+GARBAGE = """#!/bin/sh
+case "$*" in *-version*) echo "ffprobe version 7.0-sh Copyright"; exit 0;; esac
+echo "Invalid data found when processing input" >&2
+exit 1
+"""
+
+
+@pytest.mark.timeout(1800)
+def test_garbage_videos(world):
+    """Ten thousand in the long set: each is asked about once, named, and costs no memory."""
+    count = 10_000 if support.LONG else 300
+    root = world.folder / "media"
+    for number in range(count):
+        folder = root / str(number // 100)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number}.mkv").write_bytes(b"garbage %d" % number)
+    fake = world.folder / "ffprobe"
+    fake.write_text(GARBAGE)
+    fake.chmod(0o755)
+    host = world.host().start()
+    agent = world.once(host, root, "--ffprobe", fake)
+    time.sleep(harness.YOUNG_S)
+    agent.start(ready=False)
+    peak, started = 0, time.monotonic()
+    while agent.running():
+        peak = max(peak, peak_of(agent))
+        time.sleep(0.02)
+    seconds = time.monotonic() - started
+    assert agent.wait() == 0, agent.output()  # an answer, if no good one: nothing is left over
+    assert "Traceback" not in agent.output()
+    errors = host.agents()["box"]["errors"]["summary"]
+    assert [(error["class"], error["count"]) for error in errors] == [("not a video", count)]
+    rows = harness.rows_by_path(host, "box")
+    assert len(rows) == count
+    assert all(row["hashes"]["full_hash"] and not row["metadata"] for row in rows.values())
+    tracer = processes.Tracer(world.folder / "trace")
+    agent.prefix = tracer.prefix
+    world.scan(agent)
+    assert tracer.probed() == []
+    assert tracer.opened(root) == []
+    harness.figures(garbage_videos=count, seconds=round(seconds), peak_mib=peak)
+    assert peak < 100, f"{peak} MiB"
+
+
+def test_videos_on_slow_storage(world):
+    """Every opening and reading of them takes its time: all are described, the agent answers."""
+    support.need("ffprobe")
+    one = world.tree("first", 12, 3)
+    host = world.host().start()
+    calls, delay_us = "openat,read,pread64,lseek", 100_000 if support.LONG else 15_000
+    paths = [part for path in one.files() for part in ("-P", str(path))]
+    agent = world.agent(host, one.root, prefix=[
+        "strace", "-f", "-qqq", "-o", "/dev/null", *paths, "-e", f"trace={calls}",
+        "-e", f"inject={calls}:delay_enter={delay_us}"]).start()
+    slowest, described_at = 0.0, time.monotonic() + 80
+    while time.monotonic() < described_at:
+        asked = time.monotonic()
+        stats = agent.stats()
+        slowest = max(slowest, time.monotonic() - asked)
+        if not stats["active"] and stats["seen"]:
+            break
+        time.sleep(0.05)
+    harness.figures(slow_storage_slowest_stats_s=round(slowest, 2))
+    assert slowest < 2, "strace and a busy machine included"
+    world.exact(host, "box", one.root, wait_s=harness.SETTLE_S)
+    agent.kill()
 
 
 def test_no_ffprobe_and_then_one(world):
