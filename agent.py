@@ -19,36 +19,36 @@ here, `there` where in the module: that maps a traceback back.
     2356     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
     2611     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
     2824     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    3031     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    3163     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3416     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3491     25  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    3875     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
-    4268     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4568     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    4685     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    4819     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
-    4962     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    5330      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5583     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    5861     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6209     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6267     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6410     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    6730     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    6837     17  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    6938     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    7366     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7672     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    7882     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    8233     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    8406     22  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    8771     17  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
-    8833     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
-    8898     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
-    9122     47  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
+    3034     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3166     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3419     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3494     25  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    3878     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
+    4271     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4571     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    4688     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    4822     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
+    4965     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    5333      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5586     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    5864     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6212     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6270     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6413     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    6733     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    6840     17  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    6941     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    7369     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7675     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    7885     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    8236     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    8409     22  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    8774     17  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
+    8836     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
+    8901     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
+    9125     47  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
 """
-# sha256 of all below this line: 7ef3e87b8ad8e2741b5d54c857a88f8f211cfee9ea534153cf3bc6bd1331fa2d
+# sha256 of all below this line: f4f3069240aef661a66fe26d7961805031629e8f53c90bdc3c4c42d3601a2432
 
 from __future__ import annotations
 
@@ -2950,7 +2950,11 @@ def _search_domains() -> list:
 
 
 def own_addresses() -> list:
-    """This machine's addresses in its networks as texts, the likeliest first; sends no packet."""
+    """This machine's addresses as texts, the one to paste first; sends no packet.
+
+    IPv4 comes before IPv6, since people can type it; then what lies in a home network; then what
+    is on a route, before what is merely there.
+    """
     found = [_route_address(family, target) for family, target in ROUTE_PROBES]
     found += _linux_addresses()
     networks = parse_networks(HOME_NETWORKS[2:])
@@ -2961,8 +2965,7 @@ def own_addresses() -> list:
             if address.is_loopback or address.is_link_local or address.is_unspecified:
                 continue
             kept.append(str(address))
-    # An IPv4 address is what people can type; it comes before an IPv6 one of the same standing.
-    return sorted(dict.fromkeys(kept), key=lambda text: (_is_foreign(text, networks), ":" in text))
+    return sorted(dict.fromkeys(kept), key=lambda text: (":" in text, _is_foreign(text, networks)))
 
 
 def _is_foreign(text: str, networks: tuple) -> bool:

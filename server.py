@@ -19,75 +19,75 @@ here, `there` where in the module: that maps a traceback back.
     2406     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
     2661     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
     2874     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    3081     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    3213     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3466     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3541     25  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    3925     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
-    4318     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4618     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    4735     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    4869     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
-    5012     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    5380      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5633     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    5911     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6259     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6317     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6460     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    6780     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    6887     17  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    6988     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    7416     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7722     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    7932     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    8283     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    8456     22  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    8821     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
-    9083     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
-    9264     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
-    9590     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
-    9762     32  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
-   10184     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
-   10428     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
-   10537     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
-   10591     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
-   10691     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
-   10789     11  medialib/catalog_show.py: Files as the API shows them.
-   10836     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
-   11050     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
-   11118     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
-   11217     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
-   11470     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
-   11623     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
-   11805     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
-   11934     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
-   12292     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
-   12576     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
-   12679     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
-   12712     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
-   12869      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
-   13011     13  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others, found in the sort's own index.
-   13075     27  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   13446     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   13487     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   13673     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
-   13904     36  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   14275     18  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   14387      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   14428      1  medialib/web/: The files of the web UI.
-   18467     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   18566     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   18637     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   18809     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   18897     16  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   19013      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   19094      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   19137     44  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   19431     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
-   19456     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+    3084     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3216     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3469     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3544     25  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    3928     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
+    4321     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4621     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    4738     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    4872     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
+    5015     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    5383      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5636     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    5914     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6262     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6320     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6463     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    6783     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    6890     17  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    6991     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    7419     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7725     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    7935     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    8286     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    8459     22  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    8824     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
+    9086     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
+    9267     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
+    9593     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
+    9765     32  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
+   10187     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
+   10431     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
+   10540     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
+   10594     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
+   10694     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
+   10792     11  medialib/catalog_show.py: Files as the API shows them.
+   10839     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
+   11053     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
+   11121     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
+   11220     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
+   11473     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
+   11626     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
+   11808     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
+   11937     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
+   12295     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
+   12579     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
+   12682     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
+   12715     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
+   12872      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
+   13014     13  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others, found in the sort's own index.
+   13078     27  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   13449     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   13490     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   13676     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   13907     36  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   14278     18  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   14390      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   14431      1  medialib/web/: The files of the web UI.
+   18470     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   18569     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   18640     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   18812     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   18900     16  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   19016      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   19097      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   19140     44  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   19434     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
+   19459     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: 322600e1cb2090592f8a4fb46c202939b7ae19331737e92644cb5bdef739f249
+# sha256 of all below this line: 970fea326bcd07ee5fb2a67d8861ac2269783c3dbb849d38f3413078b1f3f9e5
 
 from __future__ import annotations
 
@@ -3000,7 +3000,11 @@ def _search_domains() -> list:
 
 
 def own_addresses() -> list:
-    """This machine's addresses in its networks as texts, the likeliest first; sends no packet."""
+    """This machine's addresses as texts, the one to paste first; sends no packet.
+
+    IPv4 comes before IPv6, since people can type it; then what lies in a home network; then what
+    is on a route, before what is merely there.
+    """
     found = [_route_address(family, target) for family, target in ROUTE_PROBES]
     found += _linux_addresses()
     networks = parse_networks(HOME_NETWORKS[2:])
@@ -3011,8 +3015,7 @@ def own_addresses() -> list:
             if address.is_loopback or address.is_link_local or address.is_unspecified:
                 continue
             kept.append(str(address))
-    # An IPv4 address is what people can type; it comes before an IPv6 one of the same standing.
-    return sorted(dict.fromkeys(kept), key=lambda text: (_is_foreign(text, networks), ":" in text))
+    return sorted(dict.fromkeys(kept), key=lambda text: (":" in text, _is_foreign(text, networks)))
 
 
 def _is_foreign(text: str, networks: tuple) -> bool:

@@ -147,7 +147,11 @@ def _search_domains() -> list:
 
 
 def own_addresses() -> list:
-    """This machine's addresses in its networks as texts, the likeliest first; sends no packet."""
+    """This machine's addresses as texts, the one to paste first; sends no packet.
+
+    IPv4 comes before IPv6, since people can type it; then what lies in a home network; then what
+    is on a route, before what is merely there.
+    """
     found = [_route_address(family, target) for family, target in ROUTE_PROBES]
     found += _linux_addresses()
     networks = parse_networks(HOME_NETWORKS[2:])
@@ -158,8 +162,7 @@ def own_addresses() -> list:
             if address.is_loopback or address.is_link_local or address.is_unspecified:
                 continue
             kept.append(str(address))
-    # An IPv4 address is what people can type; it comes before an IPv6 one of the same standing.
-    return sorted(dict.fromkeys(kept), key=lambda text: (_is_foreign(text, networks), ":" in text))
+    return sorted(dict.fromkeys(kept), key=lambda text: (":" in text, _is_foreign(text, networks)))
 
 
 def _is_foreign(text: str, networks: tuple) -> bool:

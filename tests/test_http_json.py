@@ -11,7 +11,7 @@ import tracemalloc
 
 import pytest
 
-from medialib import http_server
+from medialib import http_gate, http_server
 from medialib.base import StoreError, UsageError
 from medialib.http_body import (
     JSON_DEPTH,
@@ -461,3 +461,18 @@ def test_who_takes_gzip(accepted, wanted):
 def test_headers_hold_no_line_breaks():
     assert header_text("a\r\nb: c\0") == "a  b: c "
     header_text("ä€😀").encode("latin-1")
+
+
+@pytest.mark.parametrize(("routed", "others", "expected"), [
+    (["fd00::2"], ["192.0.2.2"], ["192.0.2.2", "fd00::2"]),
+    (["192.168.1.5", "fd00::2"], ["10.0.3.1", "2001:db8::1"],
+     ["192.168.1.5", "10.0.3.1", "fd00::2", "2001:db8::1"]),
+    (["203.0.113.9"], ["172.17.0.1"], ["172.17.0.1", "203.0.113.9"]),
+    (["127.0.0.1", "fe80::1", "", "10.0.0.7"], ["169.254.1.1", "10.0.0.7", "nonsense"],
+     ["10.0.0.7"]),
+])
+def test_the_address_to_paste_comes_first(monkeypatch, routed, others, expected):
+    answers = iter(routed)
+    monkeypatch.setattr(http_gate, "_route_address", lambda family, target: next(answers, ""))
+    monkeypatch.setattr(http_gate, "_linux_addresses", lambda: others)
+    assert own_addresses() == expected
