@@ -29,26 +29,26 @@ here, `there` where in the module: that maps a traceback back.
     4688     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
     4822     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
     4965     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    5333      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5586     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    5864     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6212     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6270     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6413     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    6733     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    6840     17  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    6941     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    7369     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7675     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    7885     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    8236     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    8409     22  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    8774     17  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
-    8836     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
-    8901     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
-    9125     47  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
+    5348      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5601     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    5879     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6227     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6285     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6428     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    6748     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    6855     17  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    6956     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    7384     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7690     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    7900     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    8251     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    8424     22  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    8789     17  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
+    8851     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
+    8916     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
+    9140     47  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
 """
-# sha256 of all below this line: f4f3069240aef661a66fe26d7961805031629e8f53c90bdc3c4c42d3601a2432
+# sha256 of all below this line: 70e13955e3365a5bb575a6f9b97bb75d24c4d45cc78a36bce51a6f2ae660958a
 
 from __future__ import annotations
 
@@ -5012,6 +5012,7 @@ class Outbox:
         self.acked = self._last_acked()
         # What the host has or gets in a batch that is made already: `acked`, or above it.
         self.told = max(self.acked, self.store.one("SELECT coalesce(max(rev), 0) FROM outbox")[0])
+        self._packed_at = self.told  # the cache's rev when no payload told of an old state
 
     def _last_acked(self) -> int:
         row = self.store.one("SELECT value FROM agent_meta WHERE key = 'library_id'")
@@ -5226,6 +5227,7 @@ class Outbox:
         """While the host is away: put what is undelivered behind the kept payloads, within bounds.
         What does not fit stays in the rows and is sent from there.
         """
+        self._drop_old_states()
         count, size_bytes = self.store.one("SELECT count(*), coalesce(sum(size_bytes), 0)"
                                            " FROM outbox")
         while count < OUTBOX_MAX_ROWS and size_bytes < OUTBOX_MAX_BYTES:
@@ -5236,6 +5238,19 @@ class Outbox:
                     return
                 size_bytes += self._insert_payload(db, batch)
                 count += 1
+
+    def _drop_old_states(self) -> None:
+        """Keep what waits bounded by the number of files, not of changes: payloads tell of files
+        that have changed again since. Once there are more changes than rows that wait, all
+        payloads but the first, which the host may have executed, are made anew from the rows.
+        """
+        first = self.store.one("SELECT id, rev FROM outbox WHERE rev >= 0 ORDER BY id LIMIT 1")
+        if first is None or 2 * (self.cache.rev - self._packed_at) <= self.undelivered():
+            return
+        with self.store.atomic() as db:
+            db.execute("DELETE FROM outbox WHERE rev >= 0 AND id > ?", (first[0],))
+        self.told = max(self.acked, first[1])
+        self._packed_at = self.cache.rev
 
     def acknowledge(self, batch: Batch, errors: list) -> None:
         """The host has committed this batch, apart from the records it names in `errors`."""

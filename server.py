@@ -29,65 +29,65 @@ here, `there` where in the module: that maps a traceback back.
     4738     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
     4872     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
     5015     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    5383      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5636     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    5914     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6262     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6320     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6463     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    6783     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    6890     17  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    6991     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    7419     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7725     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    7935     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    8286     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    8459     22  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    8824     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
-    9086     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
-    9267     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
-    9593     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
-    9765     32  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
-   10187     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
-   10431     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
-   10540     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
-   10594     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
-   10694     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
-   10792     11  medialib/catalog_show.py: Files as the API shows them.
-   10839     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
-   11053     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
-   11121     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
-   11220     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
-   11473     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
-   11626     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
-   11808     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
-   11937     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
-   12295     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
-   12579     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
-   12682     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
-   12715     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
-   12872      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
-   13014     13  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others, found in the sort's own index.
-   13078     27  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   13449     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   13490     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   13676     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
-   13907     36  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   14278     18  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   14390      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   14431      1  medialib/web/: The files of the web UI.
-   18470     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   18569     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   18640     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   18812     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   18900     16  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   19016      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   19097      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   19140     44  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   19434     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
-   19459     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+    5398      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5651     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    5929     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6277     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6335     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6478     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    6798     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    6905     17  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    7006     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    7434     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7740     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    7950     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    8301     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    8474     22  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    8839     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
+    9101     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
+    9282     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
+    9608     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
+    9780     32  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
+   10202     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
+   10446     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
+   10555     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
+   10609     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
+   10709     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
+   10807     11  medialib/catalog_show.py: Files as the API shows them.
+   10854     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
+   11068     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
+   11136     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
+   11235     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
+   11488     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
+   11641     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
+   11823     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
+   11952     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
+   12310     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
+   12594     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
+   12697     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
+   12730     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
+   12887      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
+   13029     13  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others, found in the sort's own index.
+   13093     27  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   13464     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   13505     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   13691     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   13922     36  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   14293     18  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   14405      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   14446      1  medialib/web/: The files of the web UI.
+   18485     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   18584     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   18655     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   18827     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   18915     16  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   19031      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   19112      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   19155     44  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   19449     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
+   19474     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: 970fea326bcd07ee5fb2a67d8861ac2269783c3dbb849d38f3413078b1f3f9e5
+# sha256 of all below this line: b126bc97dfd963c7d4388520f26254a73af13c80db9d99e32e498cbcba846ca6
 
 from __future__ import annotations
 
@@ -5062,6 +5062,7 @@ class Outbox:
         self.acked = self._last_acked()
         # What the host has or gets in a batch that is made already: `acked`, or above it.
         self.told = max(self.acked, self.store.one("SELECT coalesce(max(rev), 0) FROM outbox")[0])
+        self._packed_at = self.told  # the cache's rev when no payload told of an old state
 
     def _last_acked(self) -> int:
         row = self.store.one("SELECT value FROM agent_meta WHERE key = 'library_id'")
@@ -5276,6 +5277,7 @@ class Outbox:
         """While the host is away: put what is undelivered behind the kept payloads, within bounds.
         What does not fit stays in the rows and is sent from there.
         """
+        self._drop_old_states()
         count, size_bytes = self.store.one("SELECT count(*), coalesce(sum(size_bytes), 0)"
                                            " FROM outbox")
         while count < OUTBOX_MAX_ROWS and size_bytes < OUTBOX_MAX_BYTES:
@@ -5286,6 +5288,19 @@ class Outbox:
                     return
                 size_bytes += self._insert_payload(db, batch)
                 count += 1
+
+    def _drop_old_states(self) -> None:
+        """Keep what waits bounded by the number of files, not of changes: payloads tell of files
+        that have changed again since. Once there are more changes than rows that wait, all
+        payloads but the first, which the host may have executed, are made anew from the rows.
+        """
+        first = self.store.one("SELECT id, rev FROM outbox WHERE rev >= 0 ORDER BY id LIMIT 1")
+        if first is None or 2 * (self.cache.rev - self._packed_at) <= self.undelivered():
+            return
+        with self.store.atomic() as db:
+            db.execute("DELETE FROM outbox WHERE rev >= 0 AND id > ?", (first[0],))
+        self.told = max(self.acked, first[1])
+        self._packed_at = self.cache.rev
 
     def acknowledge(self, batch: Batch, errors: list) -> None:
         """The host has committed this batch, apart from the records it names in `errors`."""

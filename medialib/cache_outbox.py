@@ -65,6 +65,7 @@ class Outbox:
         self.acked = self._last_acked()
         # What the host has or gets in a batch that is made already: `acked`, or above it.
         self.told = max(self.acked, self.store.one("SELECT coalesce(max(rev), 0) FROM outbox")[0])
+        self._packed_at = self.told  # the cache's rev when no payload told of an old state
 
     def _last_acked(self) -> int:
         row = self.store.one("SELECT value FROM agent_meta WHERE key = 'library_id'")
@@ -279,6 +280,7 @@ class Outbox:
         """While the host is away: put what is undelivered behind the kept payloads, within bounds.
         What does not fit stays in the rows and is sent from there.
         """
+        self._drop_old_states()
         count, size_bytes = self.store.one("SELECT count(*), coalesce(sum(size_bytes), 0)"
                                            " FROM outbox")
         while count < OUTBOX_MAX_ROWS and size_bytes < OUTBOX_MAX_BYTES:
@@ -289,6 +291,19 @@ class Outbox:
                     return
                 size_bytes += self._insert_payload(db, batch)
                 count += 1
+
+    def _drop_old_states(self) -> None:
+        """Keep what waits bounded by the number of files, not of changes: payloads tell of files
+        that have changed again since. Once there are more changes than rows that wait, all
+        payloads but the first, which the host may have executed, are made anew from the rows.
+        """
+        first = self.store.one("SELECT id, rev FROM outbox WHERE rev >= 0 ORDER BY id LIMIT 1")
+        if first is None or 2 * (self.cache.rev - self._packed_at) <= self.undelivered():
+            return
+        with self.store.atomic() as db:
+            db.execute("DELETE FROM outbox WHERE rev >= 0 AND id > ?", (first[0],))
+        self.told = max(self.acked, first[1])
+        self._packed_at = self.cache.rev
 
     def acknowledge(self, batch: Batch, errors: list) -> None:
         """The host has committed this batch, apart from the records it names in `errors`."""

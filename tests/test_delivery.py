@@ -65,6 +65,30 @@ def test_the_outbox_is_bounded_and_nothing_is_lost(world, monkeypatch):
     world.check()
 
 
+def test_a_file_that_changes_every_day_waits_once_or_twice(world):
+    """What waits follows the number of files; the batch that may have been executed stays."""
+    world.sync()
+    fill(world, 8)
+    world.scan()
+    world.host.fail = ["after"]
+    assert not world.deliver()
+    world.service.delivery._keep_what_waits()
+    executed = outbox_rows(world)[0]
+    for day in range(30):
+        for number in range(8):
+            world.write(f"f1/n{number:02}.txt", b"day %d" % day)
+        world.scan()
+        world.service.delivery._keep_what_waits()
+        bodies = [json.loads(row[1]) for row in outbox_rows(world)]
+        assert sum(len(body["files"]) for body in bodies) <= 8 + 3 * 8
+    assert outbox_rows(world)[0] == executed
+    world.host.posts.clear()
+    assert world.deliver()
+    assert world.host.posts[0]["batch_id"] == executed[0]
+    assert sum(len(post["files"]) for post in world.host.posts) <= 8 + 3 * 8
+    world.check()
+
+
 def test_the_outbox_is_bounded_in_bytes(world, monkeypatch):
     monkeypatch.setattr(cache_outbox, "OUTBOX_MAX_BYTES", 1000)
     fill(world, 12)
