@@ -6,49 +6,49 @@ is one module's code, verbatim: low level first, the command line last. `line` i
 here, `there` where in the module: that maps a traceback back.
 
     line  there  section
-     132      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
-     182     25  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
-     447     18  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
-     806     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
-    1047     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
-    1393     20  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
-    1707     24  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
-    1910     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
-    1946     20  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
-    2126     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
-    2356     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2611     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
-    2824     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    3034     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    3166     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3419     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3494     25  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    3878     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
-    4271     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4571     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    4688     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    4822     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
-    4965     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    5348      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5601     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    5879     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6227     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6285     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6428     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    6748     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    6855     17  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    6956     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    7384     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7690     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    7900     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    8251     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    8424     22  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    8789     17  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
-    8851     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
-    8916     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
-    9140     47  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
+     133      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
+     183     25  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
+     448     18  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
+     807     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
+    1048     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
+    1394     20  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
+    1708     24  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
+    1911     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
+    1947     20  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
+    2127     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
+    2357     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
+    2612     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
+    2825     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    3035     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3167     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3420     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3495     25  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    3879     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
+    4272     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4572     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    4689     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    4823     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
+    4966     19  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    5382      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5635     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    5913     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6261     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6319     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6462     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    6782     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    6889     17  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    6990     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    7418     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7724     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    7934     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    8286     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    8460     22  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    8825     17  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
+    8887     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
+    8952     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
+    9176     47  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
 """
-# sha256 of all below this line: 70e13955e3365a5bb575a6f9b97bb75d24c4d45cc78a36bce51a6f2ae660958a
+# sha256 of all below this line: 85ed7360502b0334698fa60c568e82239edf55358368fbe71ecd8ab453d608d4
 
 from __future__ import annotations
 
@@ -92,6 +92,7 @@ from collections import deque
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
+from json.encoder import encode_basestring_ascii
 from typing import NamedTuple
 
 try:
@@ -4958,7 +4959,7 @@ class KnownContent(NamedTuple):
 
 
 # =================================================================================================
-# medialib/cache_outbox.py, from its line 18
+# medialib/cache_outbox.py, from its line 19
 # What is not delivered yet, in order, and what the host has acknowledged.
 # =================================================================================================
 
@@ -4976,6 +4977,7 @@ RECORD_COLUMNS = (
 class Batch:
     """All changes with after_rev < rev <= rev, of one root. `removed` are absolute paths.
 
+    `files` are records as JSON texts: most of them go over a wire and nobody here looks into them.
     A payload left behind by an older agent has no revs: rev is None then.
     """
 
@@ -4987,17 +4989,19 @@ class Batch:
     removed: list = field(default_factory=list)
     keys: list = field(default_factory=list)  # the index paths of `files`, in order
     changes: int = 0  # how many rows and tombstones it tells of
+    described: int = 0  # how many of `files` have metadata
     outbox_id: int | None = None
 
-    def payload(self) -> dict:
+    def outline(self) -> dict:
+        """The message's body apart from its files."""
         body = {"batch_id": self.batch_id, **self.root, "phase": self.phase(),
-                "files": self.files, "removed": self.removed}
+                "removed": self.removed}
         if self.rev is not None:
             body.update(after_rev=self.after_rev, rev=self.rev)
         return body
 
     def phase(self) -> int:
-        return 2 if self.files and all("metadata" in record for record in self.files) else 1
+        return 2 if self.files and self.described == len(self.files) else 1
 
 
 class Outbox:
@@ -5107,6 +5111,7 @@ class Outbox:
         try:
             body = json.loads(payload_json)
             files, removed = body["files"], body.get("removed") or []
+            described = sum("metadata" in record for record in files)
         except (ValueError, TypeError, KeyError):
             self.forget_payload(outbox_id)
             return None
@@ -5118,8 +5123,8 @@ class Outbox:
             return None
         root = {key: body.get(key) for key in ("root", "volume", "volume_path") if key in body}
         keys = body.get("keys") or [record.get("path") for record in files]
-        return Batch(batch_id, root, after_rev, rev, files, removed, keys,
-                     len(files) + len(removed), outbox_id)
+        return Batch(batch_id, root, after_rev, rev, [json.dumps(record) for record in files],
+                     removed, keys, len(files) + len(removed), described, outbox_id)
 
     def _make_batch(self, after_rev: int, limit: int) -> Batch | None:
         changes = self._changes(after_rev, limit)
@@ -5168,40 +5173,37 @@ class Outbox:
         return rows, None
 
     def _add_record(self, batch: Batch, root, row: tuple) -> None:
-        (_, path, inode_key, size, mtime, ctime, probed, hashed, algo, sample_size, sample, full,
-         _, kind, reason, moved_from, metadata) = row
-        hashes = None
-        if hashed:
-            hashes = {"algo": algo, "sample_size": sample_size, "sample_hash": sample,
-                      "full_hash": full}
-        wire_path = root_wire_path(root, path)
-        record = record_of(
-            kind=kind, path=wire_path, size=size, mtime=mtime, ctime=ctime, inode_key=inode_key,
-            ext=ext_of(wire_path.rpartition("/")[2]), reason=reason, hashes=hashes,
-            metadata=json.loads(metadata) if probed and metadata else None)
+        path, moved_from = row[1], row[15]
+        more = ""
         if moved_from:
-            self._add_move(batch, record, path, moved_from, root)
+            more = self._moved_from(batch, row, root)
         if self.cache.error_count:
-            self._add_error(record, path)
-        batch.files.append(record)
+            more += self._error_of(path)
+        batch.described += bool(row[6] and row[16])
+        batch.files.append(record_text(row, root_wire_path(root, path), more))
         batch.keys.append(path)
 
-    def _add_move(self, batch: Batch, record: dict, path: str, moved_from: str, root) -> None:
+    def _moved_from(self, batch: Batch, row: tuple, root) -> str:
+        """The member of a record that says under which path the host knows the file."""
+        path, identity, moved_from = row[1], row[2], row[15]
         there = self.store.one("SELECT inode_key, root_id FROM agent_index WHERE path = ?",
                                (moved_from,))
         if there and there[1] == root.id and moved_from != path \
-                and version_prefix(there[0]) == version_prefix(record["inode_key"]):
-            return  # the same file is back under that name too: it keeps its row there
-        record["moved_from"] = root_wire_path(root, moved_from)
+                and version_prefix(there[0]) == version_prefix(identity):
+            return ""  # the same file is back under that name too: it keeps its row there
+        wire_path = root_wire_path(root, moved_from)
         if there is None and moved_from.startswith(root.prefix()):
             # Nothing lies at the old path now: said here, whatever the host had there.
-            batch.removed.append(record["moved_from"])
+            batch.removed.append(wire_path)
+        return f',"moved_from":{encode_basestring_ascii(wire_path)}'
 
-    def _add_error(self, record: dict, path: str) -> None:
+    def _error_of(self, path: str) -> str:
+        """The member of a record that says what could not be done with the file."""
         row = self.store.one("SELECT stage, class, message FROM agent_error WHERE path = ?"
                              " AND class != 'unfinished' LIMIT 1", (path,))
-        if row is not None:
-            record["error"] = {"stage": row[0], "class": row[1], "message": row[2]}
+        if row is None:
+            return ""
+        return ',"error":' + json.dumps({"stage": row[0], "class": row[1], "message": row[2]})
 
     # -- keeping and acknowledging ---------------------------------------------------------------
 
@@ -5213,8 +5215,7 @@ class Outbox:
             self._insert_payload(db, batch)
 
     def _insert_payload(self, db, batch: Batch) -> int:
-        body = {**batch.payload(), "keys": batch.keys}
-        text = json.dumps(body, separators=(",", ":"))
+        text = batch_text({**batch.outline(), "keys": batch.keys}, batch.files)
         batch.outbox_id = db.execute(
             "INSERT INTO outbox (batch_id, payload_json, created_at, after_rev, rev, size_bytes)"
             " VALUES (?, ?, ?, ?, ?, ?)",
@@ -5324,6 +5325,39 @@ class Outbox:
             total += self.store.one(f"SELECT count(*) FROM (SELECT 1 FROM {table} WHERE rev > ?"
                                     " LIMIT ?)", (self.acked, at_most))[0]
         return total + self.store.one("SELECT count(*) FROM outbox WHERE rev < 0")[0]
+
+
+def record_text(row: tuple, path: str, more: str) -> str:
+    """A row (RECORD_COLUMNS) as the JSON text of `record_of`, under the path the host knows.
+
+    Written out by hand, since this is done for every file: a dict and json.dumps take four times
+    as long. `more` are further members. Metadata is JSON text in the cache already.
+    """
+    (_, _, identity, size, mtime, ctime, probed, hashed, algo, sample_size, sample, full, _, kind,
+     reason, _, metadata) = row
+    quote = encode_basestring_ascii
+    if kind == "junk" and reason:
+        more = f',"reason":{quote(reason)}{more}'
+    if probed and metadata:
+        more = f',"metadata":{metadata}{more}'
+    if hashed:
+        more = (f',"hashes":{{"algo":{quote(algo)},"sample_size":{sample_size:d},"sample_hash":'
+                f'{quote(sample)},"full_hash":{quote(full) if full else "null"}}}{more}')
+    return (f'{{"kind":{quote(kind)},"path":{quote(path)},"size":{size:d},'
+            f'"mtime":{"null" if mtime is None else mtime},'
+            f'"ctime":{"null" if ctime is None else ctime},'
+            f'"inode_key":{quote(identity)},"ext":{quote(ext_of(name_of(path)))}{more}}}')
+
+
+def batch_text(outline: dict, files: list) -> str:
+    """The JSON text of a batch from its other members and the texts of its records."""
+    head = json.dumps(outline, allow_nan=False, separators=(",", ":"))
+    return f'{head[:-1]},"files":[{",".join(files)}]}}'
+
+
+def records_of_texts(files: list) -> list:
+    """The records of a batch as dicts, for those who take no text."""
+    return json.loads(f"[{','.join(files)}]")
 
 
 def change_rev(change: tuple) -> int:
@@ -8019,11 +8053,12 @@ class Delivery:
                 return
 
     def _send(self, batch) -> None:
-        body = {**batch.payload(), "agent": self._agent()}
+        outline = {**batch.outline(), "agent": self._agent()}
         outbox = self.cache.outbox
         outbox.turn += 1
         try:
-            answer = self.transport.batch(body, gzip=self.settings()["agent_gzip"])
+            answer = self.transport.batch(outline, batch.files,
+                                          gzip=self.settings()["agent_gzip"])
             errors = answer.get("errors")
             outbox.acknowledge(batch, errors if isinstance(errors, list) else [])
         except PeerRefused as refused:
@@ -8074,10 +8109,10 @@ class Delivery:
 
     def _pass_over(self, batch, reason: str) -> None:
         """Set one record apart and have the host count on without it."""
-        body = {**batch.payload(), "batch_id": str(uuid.uuid4()), "files": [], "removed": [],
-                "agent": self._agent()}
+        outline = {**batch.outline(), "batch_id": str(uuid.uuid4()), "removed": [],
+                   "agent": self._agent()}
         if not self.link.older:
-            self.transport.batch(body)
+            self.transport.batch(outline, [])
         self.cache.outbox.acknowledge(
             batch, [{"index": 0, "error": reason}] if batch.files else [])
 
@@ -8103,10 +8138,10 @@ class Delivery:
                    "digest": f"{root.digest:016x}"}
             marked = root.end_due
         body = {"batch_id": str(uuid.uuid4()), "agent": self._agent(), **root_body(root),
-                "phase": 1, "files": [], "removed": [], "end_of_root": end,
+                "phase": 1, "removed": [], "end_of_root": end,
                 "after_rev": self.cache.outbox.acked, "rev": self.cache.outbox.acked}
         try:
-            answer = self.transport.batch(body)
+            answer = self.transport.batch(body, [])
         except PeerRefused as refused:
             if refused.status == 409 and isinstance((refused.answer or {}).get("last_rev"), int):
                 self.cache.outbox.align(self.link.library_id, refused.answer["last_rev"])
@@ -8244,7 +8279,7 @@ def root_body(root) -> dict:
 
 
 # =================================================================================================
-# medialib/host_link.py, from its line 18
+# medialib/host_link.py, from its line 19
 # The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
 # =================================================================================================
 
@@ -8290,14 +8325,15 @@ class HttpTransport:
         return {"ok": True, "library_id": f"older:{self.url}", "config": config, "last_rev": None,
                 "commands": []}
 
-    def batch(self, body: dict, gzip: bool = False) -> dict:
+    def batch(self, outline: dict, files: list, gzip: bool = False) -> dict:
+        """Post a Batch's outline with the JSON texts of its records."""
         if self.older:
-            body = {"batch_id": body["batch_id"],
-                    "files": [older_record(record) for record in body["files"]]}
-            gzip = False
+            outline, gzip = {"batch_id": outline["batch_id"]}, False
+            files = [json.dumps(older_record(record)) for record in records_of_texts(files)]
+        body = batch_text(outline, files).encode("utf-8")
         answer = self.client.post("/ingest/batch", body, gzip=gzip, timeout_s=BATCH_TIMEOUT_S,
                                   need_ok=not self.older)
-        self.sent_bytes += sum(len(record["path"]) + 300 for record in body["files"])
+        self.sent_bytes += len(body)
         return answer
 
     def folders(self, body: dict) -> dict:

@@ -6,88 +6,88 @@ is one module's code, verbatim: low level first, the command line last. `line` i
 here, `there` where in the module: that maps a traceback back.
 
     line  there  section
-     182      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
-     232     25  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
-     497     18  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
-     856     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
-    1097     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
-    1443     20  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
-    1757     24  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
-    1960     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
-    1996     20  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
-    2176     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
-    2406     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2661     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
-    2874     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    3084     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    3216     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3469     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3544     25  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    3928     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
-    4321     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4621     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    4738     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    4872     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
-    5015     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    5398      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5651     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    5929     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6277     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6335     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6478     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    6798     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    6905     17  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    7006     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    7434     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7740     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    7950     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    8301     18  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    8474     22  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    8839     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
-    9101     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
-    9282     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
-    9608     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
-    9780     32  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
-   10202     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
-   10446     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
-   10555     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
-   10609     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
-   10709     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
-   10807     11  medialib/catalog_show.py: Files as the API shows them.
-   10854     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
-   11068     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
-   11136     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
-   11235     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
-   11488     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
-   11641     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
-   11823     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
-   11952     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
-   12310     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
-   12594     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
-   12697     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
-   12730     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
-   12887      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
-   13029     13  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others, found in the sort's own index.
-   13093     27  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   13464     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   13505     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   13691     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
-   13922     36  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   14293     18  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   14405      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   14446      1  medialib/web/: The files of the web UI.
-   18485     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   18584     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   18655     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   18827     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   18915     16  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   19031      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   19112      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   19155     44  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   19449     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
-   19474     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+     183      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
+     233     25  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
+     498     18  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
+     857     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
+    1098     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
+    1444     20  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
+    1758     24  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
+    1961     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
+    1997     20  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
+    2177     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
+    2407     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
+    2662     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
+    2875     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    3085     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3217     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3470     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3545     25  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    3929     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
+    4322     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4622     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    4739     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    4873     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
+    5016     19  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    5432      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5685     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    5963     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6311     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6369     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6512     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    6832     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    6939     17  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    7040     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    7468     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7774     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    7984     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    8336     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    8510     22  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    8875     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
+    9137     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
+    9318     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
+    9644     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
+    9816     32  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
+   10238     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
+   10482     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
+   10591     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
+   10645     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
+   10745     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
+   10843     11  medialib/catalog_show.py: Files as the API shows them.
+   10890     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
+   11104     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
+   11172     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
+   11271     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
+   11524     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
+   11677     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
+   11859     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
+   11988     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
+   12346     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
+   12630     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
+   12733     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
+   12766     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
+   12923      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
+   13065     13  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others, found in the sort's own index.
+   13129     27  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   13500     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   13541     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   13727     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   13958     36  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   14329     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   14441      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   14482      1  medialib/web/: The files of the web UI.
+   18521     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   18620     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   18691     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   18863     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   18951     16  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   19067      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   19148      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   19191     44  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   19485     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
+   19510     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: b126bc97dfd963c7d4388520f26254a73af13c80db9d99e32e498cbcba846ca6
+# sha256 of all below this line: 1931591971dfeb59a2c3015480c2cb6c9562501a1e44f857c6daca6a7d785709
 
 from __future__ import annotations
 
@@ -138,6 +138,7 @@ from collections import deque
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
+from json.encoder import encode_basestring_ascii
 from typing import NamedTuple
 
 try:
@@ -5008,7 +5009,7 @@ class KnownContent(NamedTuple):
 
 
 # =================================================================================================
-# medialib/cache_outbox.py, from its line 18
+# medialib/cache_outbox.py, from its line 19
 # What is not delivered yet, in order, and what the host has acknowledged.
 # =================================================================================================
 
@@ -5026,6 +5027,7 @@ RECORD_COLUMNS = (
 class Batch:
     """All changes with after_rev < rev <= rev, of one root. `removed` are absolute paths.
 
+    `files` are records as JSON texts: most of them go over a wire and nobody here looks into them.
     A payload left behind by an older agent has no revs: rev is None then.
     """
 
@@ -5037,17 +5039,19 @@ class Batch:
     removed: list = field(default_factory=list)
     keys: list = field(default_factory=list)  # the index paths of `files`, in order
     changes: int = 0  # how many rows and tombstones it tells of
+    described: int = 0  # how many of `files` have metadata
     outbox_id: int | None = None
 
-    def payload(self) -> dict:
+    def outline(self) -> dict:
+        """The message's body apart from its files."""
         body = {"batch_id": self.batch_id, **self.root, "phase": self.phase(),
-                "files": self.files, "removed": self.removed}
+                "removed": self.removed}
         if self.rev is not None:
             body.update(after_rev=self.after_rev, rev=self.rev)
         return body
 
     def phase(self) -> int:
-        return 2 if self.files and all("metadata" in record for record in self.files) else 1
+        return 2 if self.files and self.described == len(self.files) else 1
 
 
 class Outbox:
@@ -5157,6 +5161,7 @@ class Outbox:
         try:
             body = json.loads(payload_json)
             files, removed = body["files"], body.get("removed") or []
+            described = sum("metadata" in record for record in files)
         except (ValueError, TypeError, KeyError):
             self.forget_payload(outbox_id)
             return None
@@ -5168,8 +5173,8 @@ class Outbox:
             return None
         root = {key: body.get(key) for key in ("root", "volume", "volume_path") if key in body}
         keys = body.get("keys") or [record.get("path") for record in files]
-        return Batch(batch_id, root, after_rev, rev, files, removed, keys,
-                     len(files) + len(removed), outbox_id)
+        return Batch(batch_id, root, after_rev, rev, [json.dumps(record) for record in files],
+                     removed, keys, len(files) + len(removed), described, outbox_id)
 
     def _make_batch(self, after_rev: int, limit: int) -> Batch | None:
         changes = self._changes(after_rev, limit)
@@ -5218,40 +5223,37 @@ class Outbox:
         return rows, None
 
     def _add_record(self, batch: Batch, root, row: tuple) -> None:
-        (_, path, inode_key, size, mtime, ctime, probed, hashed, algo, sample_size, sample, full,
-         _, kind, reason, moved_from, metadata) = row
-        hashes = None
-        if hashed:
-            hashes = {"algo": algo, "sample_size": sample_size, "sample_hash": sample,
-                      "full_hash": full}
-        wire_path = root_wire_path(root, path)
-        record = record_of(
-            kind=kind, path=wire_path, size=size, mtime=mtime, ctime=ctime, inode_key=inode_key,
-            ext=ext_of(wire_path.rpartition("/")[2]), reason=reason, hashes=hashes,
-            metadata=json.loads(metadata) if probed and metadata else None)
+        path, moved_from = row[1], row[15]
+        more = ""
         if moved_from:
-            self._add_move(batch, record, path, moved_from, root)
+            more = self._moved_from(batch, row, root)
         if self.cache.error_count:
-            self._add_error(record, path)
-        batch.files.append(record)
+            more += self._error_of(path)
+        batch.described += bool(row[6] and row[16])
+        batch.files.append(record_text(row, root_wire_path(root, path), more))
         batch.keys.append(path)
 
-    def _add_move(self, batch: Batch, record: dict, path: str, moved_from: str, root) -> None:
+    def _moved_from(self, batch: Batch, row: tuple, root) -> str:
+        """The member of a record that says under which path the host knows the file."""
+        path, identity, moved_from = row[1], row[2], row[15]
         there = self.store.one("SELECT inode_key, root_id FROM agent_index WHERE path = ?",
                                (moved_from,))
         if there and there[1] == root.id and moved_from != path \
-                and version_prefix(there[0]) == version_prefix(record["inode_key"]):
-            return  # the same file is back under that name too: it keeps its row there
-        record["moved_from"] = root_wire_path(root, moved_from)
+                and version_prefix(there[0]) == version_prefix(identity):
+            return ""  # the same file is back under that name too: it keeps its row there
+        wire_path = root_wire_path(root, moved_from)
         if there is None and moved_from.startswith(root.prefix()):
             # Nothing lies at the old path now: said here, whatever the host had there.
-            batch.removed.append(record["moved_from"])
+            batch.removed.append(wire_path)
+        return f',"moved_from":{encode_basestring_ascii(wire_path)}'
 
-    def _add_error(self, record: dict, path: str) -> None:
+    def _error_of(self, path: str) -> str:
+        """The member of a record that says what could not be done with the file."""
         row = self.store.one("SELECT stage, class, message FROM agent_error WHERE path = ?"
                              " AND class != 'unfinished' LIMIT 1", (path,))
-        if row is not None:
-            record["error"] = {"stage": row[0], "class": row[1], "message": row[2]}
+        if row is None:
+            return ""
+        return ',"error":' + json.dumps({"stage": row[0], "class": row[1], "message": row[2]})
 
     # -- keeping and acknowledging ---------------------------------------------------------------
 
@@ -5263,8 +5265,7 @@ class Outbox:
             self._insert_payload(db, batch)
 
     def _insert_payload(self, db, batch: Batch) -> int:
-        body = {**batch.payload(), "keys": batch.keys}
-        text = json.dumps(body, separators=(",", ":"))
+        text = batch_text({**batch.outline(), "keys": batch.keys}, batch.files)
         batch.outbox_id = db.execute(
             "INSERT INTO outbox (batch_id, payload_json, created_at, after_rev, rev, size_bytes)"
             " VALUES (?, ?, ?, ?, ?, ?)",
@@ -5374,6 +5375,39 @@ class Outbox:
             total += self.store.one(f"SELECT count(*) FROM (SELECT 1 FROM {table} WHERE rev > ?"
                                     " LIMIT ?)", (self.acked, at_most))[0]
         return total + self.store.one("SELECT count(*) FROM outbox WHERE rev < 0")[0]
+
+
+def record_text(row: tuple, path: str, more: str) -> str:
+    """A row (RECORD_COLUMNS) as the JSON text of `record_of`, under the path the host knows.
+
+    Written out by hand, since this is done for every file: a dict and json.dumps take four times
+    as long. `more` are further members. Metadata is JSON text in the cache already.
+    """
+    (_, _, identity, size, mtime, ctime, probed, hashed, algo, sample_size, sample, full, _, kind,
+     reason, _, metadata) = row
+    quote = encode_basestring_ascii
+    if kind == "junk" and reason:
+        more = f',"reason":{quote(reason)}{more}'
+    if probed and metadata:
+        more = f',"metadata":{metadata}{more}'
+    if hashed:
+        more = (f',"hashes":{{"algo":{quote(algo)},"sample_size":{sample_size:d},"sample_hash":'
+                f'{quote(sample)},"full_hash":{quote(full) if full else "null"}}}{more}')
+    return (f'{{"kind":{quote(kind)},"path":{quote(path)},"size":{size:d},'
+            f'"mtime":{"null" if mtime is None else mtime},'
+            f'"ctime":{"null" if ctime is None else ctime},'
+            f'"inode_key":{quote(identity)},"ext":{quote(ext_of(name_of(path)))}{more}}}')
+
+
+def batch_text(outline: dict, files: list) -> str:
+    """The JSON text of a batch from its other members and the texts of its records."""
+    head = json.dumps(outline, allow_nan=False, separators=(",", ":"))
+    return f'{head[:-1]},"files":[{",".join(files)}]}}'
+
+
+def records_of_texts(files: list) -> list:
+    """The records of a batch as dicts, for those who take no text."""
+    return json.loads(f"[{','.join(files)}]")
 
 
 def change_rev(change: tuple) -> int:
@@ -8069,11 +8103,12 @@ class Delivery:
                 return
 
     def _send(self, batch) -> None:
-        body = {**batch.payload(), "agent": self._agent()}
+        outline = {**batch.outline(), "agent": self._agent()}
         outbox = self.cache.outbox
         outbox.turn += 1
         try:
-            answer = self.transport.batch(body, gzip=self.settings()["agent_gzip"])
+            answer = self.transport.batch(outline, batch.files,
+                                          gzip=self.settings()["agent_gzip"])
             errors = answer.get("errors")
             outbox.acknowledge(batch, errors if isinstance(errors, list) else [])
         except PeerRefused as refused:
@@ -8124,10 +8159,10 @@ class Delivery:
 
     def _pass_over(self, batch, reason: str) -> None:
         """Set one record apart and have the host count on without it."""
-        body = {**batch.payload(), "batch_id": str(uuid.uuid4()), "files": [], "removed": [],
-                "agent": self._agent()}
+        outline = {**batch.outline(), "batch_id": str(uuid.uuid4()), "removed": [],
+                   "agent": self._agent()}
         if not self.link.older:
-            self.transport.batch(body)
+            self.transport.batch(outline, [])
         self.cache.outbox.acknowledge(
             batch, [{"index": 0, "error": reason}] if batch.files else [])
 
@@ -8153,10 +8188,10 @@ class Delivery:
                    "digest": f"{root.digest:016x}"}
             marked = root.end_due
         body = {"batch_id": str(uuid.uuid4()), "agent": self._agent(), **root_body(root),
-                "phase": 1, "files": [], "removed": [], "end_of_root": end,
+                "phase": 1, "removed": [], "end_of_root": end,
                 "after_rev": self.cache.outbox.acked, "rev": self.cache.outbox.acked}
         try:
-            answer = self.transport.batch(body)
+            answer = self.transport.batch(body, [])
         except PeerRefused as refused:
             if refused.status == 409 and isinstance((refused.answer or {}).get("last_rev"), int):
                 self.cache.outbox.align(self.link.library_id, refused.answer["last_rev"])
@@ -8294,7 +8329,7 @@ def root_body(root) -> dict:
 
 
 # =================================================================================================
-# medialib/host_link.py, from its line 18
+# medialib/host_link.py, from its line 19
 # The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
 # =================================================================================================
 
@@ -8340,14 +8375,15 @@ class HttpTransport:
         return {"ok": True, "library_id": f"older:{self.url}", "config": config, "last_rev": None,
                 "commands": []}
 
-    def batch(self, body: dict, gzip: bool = False) -> dict:
+    def batch(self, outline: dict, files: list, gzip: bool = False) -> dict:
+        """Post a Batch's outline with the JSON texts of its records."""
         if self.older:
-            body = {"batch_id": body["batch_id"],
-                    "files": [older_record(record) for record in body["files"]]}
-            gzip = False
+            outline, gzip = {"batch_id": outline["batch_id"]}, False
+            files = [json.dumps(older_record(record)) for record in records_of_texts(files)]
+        body = batch_text(outline, files).encode("utf-8")
         answer = self.client.post("/ingest/batch", body, gzip=gzip, timeout_s=BATCH_TIMEOUT_S,
                                   need_ok=not self.older)
-        self.sent_bytes += sum(len(record["path"]) + 300 for record in body["files"])
+        self.sent_bytes += len(body)
         return answer
 
     def folders(self, body: dict) -> dict:
@@ -14286,7 +14322,7 @@ def note_rejected(db, agent: CatalogAgent, records: list, errors: list, now: flo
 
 
 # =================================================================================================
-# medialib/local_scan.py, from its line 18
+# medialib/local_scan.py, from its line 19
 # The host's own disks: the agent's machinery in this process, without HTTP in between.
 # =================================================================================================
 
@@ -14306,8 +14342,8 @@ class LocalTransport:
     def hello(self, body: dict) -> dict:
         return self._call(self.ingest.hello, body)
 
-    def batch(self, body: dict, gzip: bool = False) -> dict:
-        return self._call(self.ingest.batch, body)
+    def batch(self, outline: dict, files: list, gzip: bool = False) -> dict:
+        return self._call(self.ingest.batch, {**outline, "files": records_of_texts(files)})
 
     def folders(self, body: dict) -> dict:
         return self._call(self.ingest.folders, body)

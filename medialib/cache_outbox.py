@@ -11,9 +11,10 @@ from __future__ import annotations
 import json
 import uuid
 from dataclasses import dataclass, field
+from json.encoder import encode_basestring_ascii
 
 from .base import log
-from .scan_common import ext_of, record_of, version_prefix
+from .scan_common import ext_of, name_of, version_prefix
 
 OUTBOX_MAX_ROWS = 2000
 OUTBOX_MAX_BYTES = 64 << 20
@@ -29,6 +30,7 @@ RECORD_COLUMNS = (
 class Batch:
     """All changes with after_rev < rev <= rev, of one root. `removed` are absolute paths.
 
+    `files` are records as JSON texts: most of them go over a wire and nobody here looks into them.
     A payload left behind by an older agent has no revs: rev is None then.
     """
 
@@ -40,17 +42,19 @@ class Batch:
     removed: list = field(default_factory=list)
     keys: list = field(default_factory=list)  # the index paths of `files`, in order
     changes: int = 0  # how many rows and tombstones it tells of
+    described: int = 0  # how many of `files` have metadata
     outbox_id: int | None = None
 
-    def payload(self) -> dict:
+    def outline(self) -> dict:
+        """The message's body apart from its files."""
         body = {"batch_id": self.batch_id, **self.root, "phase": self.phase(),
-                "files": self.files, "removed": self.removed}
+                "removed": self.removed}
         if self.rev is not None:
             body.update(after_rev=self.after_rev, rev=self.rev)
         return body
 
     def phase(self) -> int:
-        return 2 if self.files and all("metadata" in record for record in self.files) else 1
+        return 2 if self.files and self.described == len(self.files) else 1
 
 
 class Outbox:
@@ -160,6 +164,7 @@ class Outbox:
         try:
             body = json.loads(payload_json)
             files, removed = body["files"], body.get("removed") or []
+            described = sum("metadata" in record for record in files)
         except (ValueError, TypeError, KeyError):
             self.forget_payload(outbox_id)
             return None
@@ -171,8 +176,8 @@ class Outbox:
             return None
         root = {key: body.get(key) for key in ("root", "volume", "volume_path") if key in body}
         keys = body.get("keys") or [record.get("path") for record in files]
-        return Batch(batch_id, root, after_rev, rev, files, removed, keys,
-                     len(files) + len(removed), outbox_id)
+        return Batch(batch_id, root, after_rev, rev, [json.dumps(record) for record in files],
+                     removed, keys, len(files) + len(removed), described, outbox_id)
 
     def _make_batch(self, after_rev: int, limit: int) -> Batch | None:
         changes = self._changes(after_rev, limit)
@@ -221,40 +226,37 @@ class Outbox:
         return rows, None
 
     def _add_record(self, batch: Batch, root, row: tuple) -> None:
-        (_, path, inode_key, size, mtime, ctime, probed, hashed, algo, sample_size, sample, full,
-         _, kind, reason, moved_from, metadata) = row
-        hashes = None
-        if hashed:
-            hashes = {"algo": algo, "sample_size": sample_size, "sample_hash": sample,
-                      "full_hash": full}
-        wire_path = root_wire_path(root, path)
-        record = record_of(
-            kind=kind, path=wire_path, size=size, mtime=mtime, ctime=ctime, inode_key=inode_key,
-            ext=ext_of(wire_path.rpartition("/")[2]), reason=reason, hashes=hashes,
-            metadata=json.loads(metadata) if probed and metadata else None)
+        path, moved_from = row[1], row[15]
+        more = ""
         if moved_from:
-            self._add_move(batch, record, path, moved_from, root)
+            more = self._moved_from(batch, row, root)
         if self.cache.error_count:
-            self._add_error(record, path)
-        batch.files.append(record)
+            more += self._error_of(path)
+        batch.described += bool(row[6] and row[16])
+        batch.files.append(record_text(row, root_wire_path(root, path), more))
         batch.keys.append(path)
 
-    def _add_move(self, batch: Batch, record: dict, path: str, moved_from: str, root) -> None:
+    def _moved_from(self, batch: Batch, row: tuple, root) -> str:
+        """The member of a record that says under which path the host knows the file."""
+        path, identity, moved_from = row[1], row[2], row[15]
         there = self.store.one("SELECT inode_key, root_id FROM agent_index WHERE path = ?",
                                (moved_from,))
         if there and there[1] == root.id and moved_from != path \
-                and version_prefix(there[0]) == version_prefix(record["inode_key"]):
-            return  # the same file is back under that name too: it keeps its row there
-        record["moved_from"] = root_wire_path(root, moved_from)
+                and version_prefix(there[0]) == version_prefix(identity):
+            return ""  # the same file is back under that name too: it keeps its row there
+        wire_path = root_wire_path(root, moved_from)
         if there is None and moved_from.startswith(root.prefix()):
             # Nothing lies at the old path now: said here, whatever the host had there.
-            batch.removed.append(record["moved_from"])
+            batch.removed.append(wire_path)
+        return f',"moved_from":{encode_basestring_ascii(wire_path)}'
 
-    def _add_error(self, record: dict, path: str) -> None:
+    def _error_of(self, path: str) -> str:
+        """The member of a record that says what could not be done with the file."""
         row = self.store.one("SELECT stage, class, message FROM agent_error WHERE path = ?"
                              " AND class != 'unfinished' LIMIT 1", (path,))
-        if row is not None:
-            record["error"] = {"stage": row[0], "class": row[1], "message": row[2]}
+        if row is None:
+            return ""
+        return ',"error":' + json.dumps({"stage": row[0], "class": row[1], "message": row[2]})
 
     # -- keeping and acknowledging ---------------------------------------------------------------
 
@@ -266,8 +268,7 @@ class Outbox:
             self._insert_payload(db, batch)
 
     def _insert_payload(self, db, batch: Batch) -> int:
-        body = {**batch.payload(), "keys": batch.keys}
-        text = json.dumps(body, separators=(",", ":"))
+        text = batch_text({**batch.outline(), "keys": batch.keys}, batch.files)
         batch.outbox_id = db.execute(
             "INSERT INTO outbox (batch_id, payload_json, created_at, after_rev, rev, size_bytes)"
             " VALUES (?, ?, ?, ?, ?, ?)",
@@ -377,6 +378,39 @@ class Outbox:
             total += self.store.one(f"SELECT count(*) FROM (SELECT 1 FROM {table} WHERE rev > ?"
                                     " LIMIT ?)", (self.acked, at_most))[0]
         return total + self.store.one("SELECT count(*) FROM outbox WHERE rev < 0")[0]
+
+
+def record_text(row: tuple, path: str, more: str) -> str:
+    """A row (RECORD_COLUMNS) as the JSON text of `record_of`, under the path the host knows.
+
+    Written out by hand, since this is done for every file: a dict and json.dumps take four times
+    as long. `more` are further members. Metadata is JSON text in the cache already.
+    """
+    (_, _, identity, size, mtime, ctime, probed, hashed, algo, sample_size, sample, full, _, kind,
+     reason, _, metadata) = row
+    quote = encode_basestring_ascii
+    if kind == "junk" and reason:
+        more = f',"reason":{quote(reason)}{more}'
+    if probed and metadata:
+        more = f',"metadata":{metadata}{more}'
+    if hashed:
+        more = (f',"hashes":{{"algo":{quote(algo)},"sample_size":{sample_size:d},"sample_hash":'
+                f'{quote(sample)},"full_hash":{quote(full) if full else "null"}}}{more}')
+    return (f'{{"kind":{quote(kind)},"path":{quote(path)},"size":{size:d},'
+            f'"mtime":{"null" if mtime is None else mtime},'
+            f'"ctime":{"null" if ctime is None else ctime},'
+            f'"inode_key":{quote(identity)},"ext":{quote(ext_of(name_of(path)))}{more}}}')
+
+
+def batch_text(outline: dict, files: list) -> str:
+    """The JSON text of a batch from its other members and the texts of its records."""
+    head = json.dumps(outline, allow_nan=False, separators=(",", ":"))
+    return f'{head[:-1]},"files":[{",".join(files)}]}}'
+
+
+def records_of_texts(files: list) -> list:
+    """The records of a batch as dicts, for those who take no text."""
+    return json.loads(f"[{','.join(files)}]")
 
 
 def change_rev(change: tuple) -> int:

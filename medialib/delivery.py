@@ -142,11 +142,12 @@ class Delivery:
                 return
 
     def _send(self, batch) -> None:
-        body = {**batch.payload(), "agent": self._agent()}
+        outline = {**batch.outline(), "agent": self._agent()}
         outbox = self.cache.outbox
         outbox.turn += 1
         try:
-            answer = self.transport.batch(body, gzip=self.settings()["agent_gzip"])
+            answer = self.transport.batch(outline, batch.files,
+                                          gzip=self.settings()["agent_gzip"])
             errors = answer.get("errors")
             outbox.acknowledge(batch, errors if isinstance(errors, list) else [])
         except PeerRefused as refused:
@@ -197,10 +198,10 @@ class Delivery:
 
     def _pass_over(self, batch, reason: str) -> None:
         """Set one record apart and have the host count on without it."""
-        body = {**batch.payload(), "batch_id": str(uuid.uuid4()), "files": [], "removed": [],
-                "agent": self._agent()}
+        outline = {**batch.outline(), "batch_id": str(uuid.uuid4()), "removed": [],
+                   "agent": self._agent()}
         if not self.link.older:
-            self.transport.batch(body)
+            self.transport.batch(outline, [])
         self.cache.outbox.acknowledge(
             batch, [{"index": 0, "error": reason}] if batch.files else [])
 
@@ -226,10 +227,10 @@ class Delivery:
                    "digest": f"{root.digest:016x}"}
             marked = root.end_due
         body = {"batch_id": str(uuid.uuid4()), "agent": self._agent(), **root_body(root),
-                "phase": 1, "files": [], "removed": [], "end_of_root": end,
+                "phase": 1, "removed": [], "end_of_root": end,
                 "after_rev": self.cache.outbox.acked, "rev": self.cache.outbox.acked}
         try:
-            answer = self.transport.batch(body)
+            answer = self.transport.batch(body, [])
         except PeerRefused as refused:
             if refused.status == 409 and isinstance((refused.answer or {}).get("last_rev"), int):
                 self.cache.outbox.align(self.link.library_id, refused.answer["last_rev"])

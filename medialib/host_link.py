@@ -12,6 +12,7 @@ import time
 from collections import deque
 
 from .base import PROTOCOL, VERSION, log
+from .cache_outbox import batch_text, records_of_texts
 from .http_client import JsonClient, NotMedialib, PeerError, PeerRefused
 from .settings import clean_settings, default_settings
 
@@ -57,14 +58,15 @@ class HttpTransport:
         return {"ok": True, "library_id": f"older:{self.url}", "config": config, "last_rev": None,
                 "commands": []}
 
-    def batch(self, body: dict, gzip: bool = False) -> dict:
+    def batch(self, outline: dict, files: list, gzip: bool = False) -> dict:
+        """Post a Batch's outline with the JSON texts of its records."""
         if self.older:
-            body = {"batch_id": body["batch_id"],
-                    "files": [older_record(record) for record in body["files"]]}
-            gzip = False
+            outline, gzip = {"batch_id": outline["batch_id"]}, False
+            files = [json.dumps(older_record(record)) for record in records_of_texts(files)]
+        body = batch_text(outline, files).encode("utf-8")
         answer = self.client.post("/ingest/batch", body, gzip=gzip, timeout_s=BATCH_TIMEOUT_S,
                                   need_ok=not self.older)
-        self.sent_bytes += sum(len(record["path"]) + 300 for record in body["files"])
+        self.sent_bytes += len(body)
         return answer
 
     def folders(self, body: dict) -> dict:

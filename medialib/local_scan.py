@@ -9,6 +9,7 @@ import threading
 from .agent_cache import AgentCache
 from .agent_service import AgentService, list_folder
 from .base import MedialibError, log
+from .cache_outbox import records_of_texts
 from .catalog_schema import LOCAL_AGENT
 from .ffprobe import find_ffprobe
 from .http_client import PeerRefused, PeerUnreachable
@@ -31,8 +32,8 @@ class LocalTransport:
     def hello(self, body: dict) -> dict:
         return self._call(self.ingest.hello, body)
 
-    def batch(self, body: dict, gzip: bool = False) -> dict:
-        return self._call(self.ingest.batch, body)
+    def batch(self, outline: dict, files: list, gzip: bool = False) -> dict:
+        return self._call(self.ingest.batch, {**outline, "files": records_of_texts(files)})
 
     def folders(self, body: dict) -> dict:
         return self._call(self.ingest.folders, body)

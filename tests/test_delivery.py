@@ -10,6 +10,7 @@ import pytest
 from medialib import cache_outbox
 from medialib.http_client import PeerRefused, PeerUnreachable
 from medialib.host_link import HttpTransport
+from medialib.scan_common import ext_of, record_of
 from tests.agent_world import World
 
 
@@ -201,6 +202,31 @@ def test_a_lost_host_is_filled_without_reading(world):
     world.check()
 
 
+ODD_TEXTS = ['a"b\\c', "new\nline\ttab\x00\x1f\x7f", "<script>&'/", "\u2028\u00e9\ud7ff\uef80",
+             "\U0001f600.\U0001f600", ".hidden", "x.TAR.gz", "dot.", "", "{}[],:%s{0}"]
+
+
+@pytest.mark.parametrize("odd", ODD_TEXTS)
+@pytest.mark.parametrize("probed", [0, 1])
+def test_a_record_written_by_hand_is_the_record_json_would_make(odd, probed):
+    metadata = {"duration": 1.5, "container": odd, "streams_json": json.dumps({odd: odd})}
+    path = f"/media/{odd}/{odd}"
+    for kind, hashed, full, mtime in [("junk", 1, odd, 1e22), ("video", 1, None, -0.1),
+                                      ("other", 0, odd, None), (odd, 1, odd, 1.6e9 + 1 / 3)]:
+        row = (7, "/index" + path, odd, 2 ** 62, mtime, 0.0, probed, hashed, odd, 65536, odd, full,
+               1, kind, odd, "/moved", json.dumps(metadata))
+        hashes = {"algo": odd, "sample_size": 65536, "sample_hash": odd, "full_hash": full or None}
+        expected = record_of(
+            kind=kind, path=path, size=2 ** 62, mtime=mtime, ctime=0.0, inode_key=odd,
+            ext=ext_of(odd), reason=odd, hashes=hashes if hashed else None,
+            metadata=metadata if probed else None)
+        text = cache_outbox.record_text(row, path, ',"error":{"stage":"x"}')
+        assert json.loads(text) == {**expected, "error": {"stage": "x"}}
+        outline = {"batch_id": odd, "removed": [odd]}
+        assert json.loads(cache_outbox.batch_text(outline, [text, text])) == {
+            **outline, "files": [json.loads(text)] * 2}
+
+
 def test_payloads_of_an_older_agent_are_delivered_as_they_are(world):
     path = world.write("a.txt")
     record = {"path": path, "kind": "other", "size": 1, "mtime": 1.0, "ctime": 1.0, "ext": ".txt",
@@ -212,10 +238,13 @@ def test_payloads_of_an_older_agent_are_delivered_as_they_are(world):
     world.host.posts.clear()
     world.host._root_of_strangers = world.roots[0]
     posts = []
-    real = world.host.batch
-    world.service.delivery.transport.batch = lambda body, gzip=False: (
-        posts.append(body) or ({"ok": True, "errors": []} if "rev" not in body
-                               else real(body, gzip)))
+    real = world.service.delivery.transport.batch
+
+    def batch(outline, files, gzip=False):
+        posts.append({**outline, "files": [json.loads(text) for text in files]})
+        return real(outline, files, gzip) if "rev" in outline else {"ok": True, "errors": []}
+
+    world.service.delivery.transport.batch = batch
     world.sync()
     assert posts[0]["batch_id"] == "old"
     assert posts[0]["files"] == [record]
@@ -256,8 +285,8 @@ def test_a_heartbeat_beside_a_post_changes_no_numbers(world):
     transport, link = world.service.delivery.transport, world.service.link
     real = transport.batch
 
-    def batch(body, gzip=False):
-        answer = real(body, gzip)
+    def batch(outline, files, gzip=False):
+        answer = real(outline, files, gzip)
         link.hello()  # it tells the new number before we have the answer
         return answer
 
@@ -309,7 +338,7 @@ class OlderClient:
             raise PeerRefused(404, "not found")
         assert path == "/ingest/batch"
         assert not gzip
-        self.posts.append(body)
+        self.posts.append(json.loads(body))
         return {"status": "ok"}
 
 

@@ -307,8 +307,8 @@ class ToyTransport:
     def hello(self, body):
         return self.host.hello(body)
 
-    def batch(self, body, gzip=False):
-        return self.host.batch(body, gzip)
+    def batch(self, outline, files, gzip=False):
+        return self.host.batch({**outline, "files": [json.loads(text) for text in files]}, gzip)
 
     def folders(self, body):
         return self.host.folders(body)
