@@ -16,39 +16,39 @@ here, `there` where in the module: that maps a traceback back.
     1911     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
     1947     20  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
     2127     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
-    2357     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2612     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
-    2825     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    3035     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    3167     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3420     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3495     25  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    3879     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
-    4272     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4572     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    4689     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    4823     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
-    4966     19  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    5382      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5635     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    5913     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6261     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6319     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6462     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    6782     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    6889     17  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    6990     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    7418     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7724     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    7934     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    8286     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    8460     22  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    8825     17  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
-    8887     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
-    8952     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
-    9176     47  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
+    2360     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
+    2615     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
+    2828     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    3038     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3170     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3423     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3498     25  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    3882     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
+    4275     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4575     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    4692     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    4826     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
+    4969     19  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    5385      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5638     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    5916     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6264     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6322     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6465     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    6785     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    6892     17  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    6993     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    7421     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7727     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    7937     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    8289     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    8463     22  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    8828     17  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
+    8890     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
+    8955     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
+    9179     47  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
 """
-# sha256 of all below this line: 85ed7360502b0334698fa60c568e82239edf55358368fbe71ecd8ab453d608d4
+# sha256 of all below this line: c58f21c3ed1158ac065c83104ca5e1259be7596d313d564a93f47b2292d434b6
 
 from __future__ import annotations
 
@@ -2132,7 +2132,8 @@ PROBE_FORMATS = (
     "nsv", "nuv", "ivf", "h264", "hevc", "m4v", "av1", "obu",
 )
 PROBE_DEADLINE_S = 60.0
-PROBE_OUTPUT_BYTES = 8 << 20
+PROBE_OUTPUT_BYTES = 4 << 20
+PROBE_VALUES = 100_000  # in one answer: a thousand streams have fewer; each takes some 170 bytes
 PROBE_DEPTH = 24
 STREAMS_JSON_CHARS = 256 << 10  # one record must not fill a batch
 VERSION_DEADLINE_S = 20.0
@@ -2239,6 +2240,8 @@ def _failure_of(run: ProbeRun, native_path: str) -> ProbeFailed:
 
 def parse_probe_output(output: bytes) -> dict:
     """ffprobe's JSON as {"streams": [dict…], "format": dict}, with valid values only."""
+    if sum(map(output.count, (b",", b"[", b"{"))) > PROBE_VALUES:
+        raise ProbeFailed("too much output", f"more than {PROBE_VALUES} values")
     try:
         answer = json.loads(
             output.decode("utf-8", "replace"), strict=False, parse_int=_whole_number,

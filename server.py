@@ -16,78 +16,78 @@ here, `there` where in the module: that maps a traceback back.
     1961     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
     1997     20  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
     2177     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
-    2407     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2662     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
-    2875     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    3085     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    3217     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3470     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3545     25  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    3929     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
-    4322     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4622     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    4739     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    4873     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
-    5016     19  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    5432      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5685     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    5963     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6311     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6369     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6512     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    6832     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    6939     17  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    7040     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    7468     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7774     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    7984     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    8336     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    8510     22  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    8875     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
-    9137     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
-    9318     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
-    9644     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
-    9816     32  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
-   10238     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
-   10482     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
-   10591     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
-   10645     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
-   10745     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
-   10843     11  medialib/catalog_show.py: Files as the API shows them.
-   10890     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
-   11104     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
-   11172     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
-   11271     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
-   11524     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
-   11677     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
-   11859     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
-   11988     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
-   12346     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
-   12630     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
-   12733     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
-   12766     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
-   12923      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
-   13065     13  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others, found in the sort's own index.
-   13129     27  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   13500     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   13541     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   13727     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
-   13958     36  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   14329     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   14441      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   14482      1  medialib/web/: The files of the web UI.
-   18521     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   18620     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   18691     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   18863     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   18951     16  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   19067      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   19148      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   19191     44  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   19485     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
-   19510     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+    2410     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
+    2665     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
+    2878     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    3088     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3220     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3473     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3548     25  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    3932     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
+    4325     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4625     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    4742     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    4876     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
+    5019     19  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    5435      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5688     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    5966     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6314     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6372     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6515     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    6835     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    6942     17  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    7043     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    7471     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7777     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    7987     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    8339     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    8513     22  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    8878     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
+    9140     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
+    9321     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
+    9647     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
+    9819     32  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
+   10241     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
+   10485     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
+   10594     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
+   10648     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
+   10748     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
+   10846     11  medialib/catalog_show.py: Files as the API shows them.
+   10893     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
+   11107     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
+   11175     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
+   11274     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
+   11527     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
+   11680     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
+   11862     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
+   11991     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
+   12349     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
+   12633     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
+   12736     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
+   12769     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
+   12926      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
+   13068     13  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others, found in the sort's own index.
+   13132     27  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   13503     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   13544     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   13730     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   13961     36  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   14332     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   14444      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   14485      1  medialib/web/: The files of the web UI.
+   18524     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   18623     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   18694     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   18866     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   18954     16  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   19070      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   19151      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   19194     44  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   19488     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
+   19513     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: 1931591971dfeb59a2c3015480c2cb6c9562501a1e44f857c6daca6a7d785709
+# sha256 of all below this line: 2ce0800374a382f2bf9a3b4772f5e88e6cdd1479b37bd843748185561e51fc73
 
 from __future__ import annotations
 
@@ -2182,7 +2182,8 @@ PROBE_FORMATS = (
     "nsv", "nuv", "ivf", "h264", "hevc", "m4v", "av1", "obu",
 )
 PROBE_DEADLINE_S = 60.0
-PROBE_OUTPUT_BYTES = 8 << 20
+PROBE_OUTPUT_BYTES = 4 << 20
+PROBE_VALUES = 100_000  # in one answer: a thousand streams have fewer; each takes some 170 bytes
 PROBE_DEPTH = 24
 STREAMS_JSON_CHARS = 256 << 10  # one record must not fill a batch
 VERSION_DEADLINE_S = 20.0
@@ -2289,6 +2290,8 @@ def _failure_of(run: ProbeRun, native_path: str) -> ProbeFailed:
 
 def parse_probe_output(output: bytes) -> dict:
     """ffprobe's JSON as {"streams": [dict…], "format": dict}, with valid values only."""
+    if sum(map(output.count, (b",", b"[", b"{"))) > PROBE_VALUES:
+        raise ProbeFailed("too much output", f"more than {PROBE_VALUES} values")
     try:
         answer = json.loads(
             output.decode("utf-8", "replace"), strict=False, parse_int=_whole_number,

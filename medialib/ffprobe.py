@@ -25,7 +25,8 @@ PROBE_FORMATS = (
     "nsv", "nuv", "ivf", "h264", "hevc", "m4v", "av1", "obu",
 )
 PROBE_DEADLINE_S = 60.0
-PROBE_OUTPUT_BYTES = 8 << 20
+PROBE_OUTPUT_BYTES = 4 << 20
+PROBE_VALUES = 100_000  # in one answer: a thousand streams have fewer; each takes some 170 bytes
 PROBE_DEPTH = 24
 STREAMS_JSON_CHARS = 256 << 10  # one record must not fill a batch
 VERSION_DEADLINE_S = 20.0
@@ -132,6 +133,8 @@ def _failure_of(run: ProbeRun, native_path: str) -> ProbeFailed:
 
 def parse_probe_output(output: bytes) -> dict:
     """ffprobe's JSON as {"streams": [dict…], "format": dict}, with valid values only."""
+    if sum(map(output.count, (b",", b"[", b"{"))) > PROBE_VALUES:
+        raise ProbeFailed("too much output", f"more than {PROBE_VALUES} values")
     try:
         answer = json.loads(
             output.decode("utf-8", "replace"), strict=False, parse_int=_whole_number,

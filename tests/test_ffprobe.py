@@ -12,12 +12,14 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from medialib import ffprobe
 from medialib.ffprobe import (
+    PROBE_OUTPUT_BYTES,
     STREAMS_JSON_CHARS,
     Ffprobe,
     find_ffprobe,
@@ -224,6 +226,31 @@ def test_streams_json_is_bounded(streams):
     found = metadata_of({"streams": streams, "format": {"tags": {"t": "z" * 900_000}}})
     assert len(found["streams_json"]) <= STREAMS_JSON_CHARS
     assert json.loads(found["streams_json"])["streams"]
+
+
+@pytest.mark.parametrize("unit", ["{},", "[],", "1000,", '"":1,', "[", '{"a":'])
+def test_many_small_values_cost_no_memory(unit):
+    """As many as fit into the output that is taken: they would be fifty times their size."""
+    start = '{"format": {' if ":1" in unit else '{"streams": ['
+    output = start.encode() + unit.encode() * (PROBE_OUTPUT_BYTES // len(unit))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ProbeFailed) as caught:
+            parse_probe_output(output)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+    assert caught.value.error_class == "too much output"
+
+
+def test_a_thousand_streams_are_understood():
+    stream = {"codec_type": "audio", "codec_name": "aac",
+              "disposition": dict.fromkeys("abcdefghij", 0),
+              "tags": dict.fromkeys("klmnopqrst", "text"), **dict.fromkeys(map(str, range(40)), 1)}
+    answer = {"streams": [stream] * 1000, "format": {"format_name": "matroska,webm"}}
+    found = metadata_of(parse_probe_output(json.dumps(answer, indent=4).encode()))
+    assert found["container"] == "matroska,webm"
+    assert len(found["audio_codecs"]) == 1000
 
 
 @pytest.mark.parametrize(("name", "error_class"), [

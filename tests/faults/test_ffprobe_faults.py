@@ -43,6 +43,11 @@ elif how == "floodjson":
     os.write(1, b'{{"streams": [')
     while True:
         os.write(1, b'{{"index": 0}},' * 4000)
+elif how == "wide":
+    os.write(1, b'{{"streams": [')
+    for _ in range(8):
+        sys.stdout.buffer.write(b"{{}}," * 100000)
+    print("{{}}]}}")
 elif how == "stderr":
     end = time.time() + 2
     while time.time() < end:
@@ -72,8 +77,8 @@ elif how == "empty":
 else:
     print(json.dumps(good))
 '''
-KINDS = ["crash", "exit", "flood", "floodjson", "stderr", "half", "deep", "na", "types", "numbers",
-         "bytes", "nul", "empty"]
+KINDS = ["crash", "exit", "flood", "floodjson", "wide", "stderr", "half", "deep", "na", "types",
+         "numbers", "bytes", "nul", "empty"]
 
 
 def fake_ffprobe(folder):
@@ -118,7 +123,8 @@ def test_every_way_ffprobe_can_fail(world):
     assert len(rows) == len(KINDS) + 1
     assert all(row["hashes"]["full_hash"] for row in rows.values())
     assert rows[str(one.root / "good film.mkv")]["metadata"]["video_codec"] == "h264"
-    for kind in ("crash", "exit", "flood", "floodjson", "half", "deep", "types", "bytes", "empty"):
+    for kind in ("crash", "exit", "flood", "floodjson", "wide", "half", "deep", "types", "bytes",
+                 "empty"):
         assert not rows[str(one.root / f"{kind} film.mkv")]["metadata"], kind
     odd = rows[str(one.root / "na film.mkv")]["metadata"]
     assert odd is None or (odd["duration"] is None and odd["bitrate"] is None), odd
