@@ -48,46 +48,46 @@ here, `there` where in the module: that maps a traceback back.
     9321     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
     9647     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
     9819     32  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
-   10241     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
-   10485     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
-   10594     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
-   10648     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
-   10748     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
-   10846     11  medialib/catalog_show.py: Files as the API shows them.
-   10893     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
-   11107     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
-   11175     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
-   11274     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
-   11527     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
-   11680     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
-   11862     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
-   11991     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
-   12349     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
-   12633     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
-   12736     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
-   12769     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
-   12926      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
-   13068     13  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others, found in the sort's own index.
-   13132     27  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   13503     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   13544     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   13730     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
-   13961     36  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   14332     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   14444      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   14485      1  medialib/web/: The files of the web UI.
-   18524     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   18623     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   18694     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   18866     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   18954     16  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   19070      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   19151      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   19194     44  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   19488     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
-   19513     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+   10242     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
+   10486     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
+   10595     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
+   10649     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
+   10749     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
+   10847     11  medialib/catalog_show.py: Files as the API shows them.
+   10894     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
+   11108     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
+   11176     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
+   11275     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
+   11528     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
+   11681     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
+   11863     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
+   11992     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
+   12350     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
+   12634     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
+   12737     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
+   12770     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
+   12927      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
+   13069     13  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others, found in the sort's own index.
+   13133     27  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   13504     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   13545     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   13731     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   13962     36  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   14333     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   14445      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   14486      1  medialib/web/: The files of the web UI.
+   18525     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   18624     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   18695     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   18867     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   18955     16  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   19071      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   19152      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   19195     44  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   19489     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
+   19514     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: 2ce0800374a382f2bf9a3b4772f5e88e6cdd1479b37bd843748185561e51fc73
+# sha256 of all below this line: 4473b12d93960a4fe9cde4e872605b41252cc4ba3774fb7705e100e515a5de9d
 
 from __future__ import annotations
 
@@ -9835,7 +9835,7 @@ class FileBatch:
         self.rels: dict = {}  # folder id → relative path
         self.roots: dict = {}  # root id → CatalogRoot, one object per row
         self.folder_roots: dict = {}  # folder id → root id
-        self.fresh: set = set()  # folders made by this batch: nothing can be in them
+        self.fresh: set = set()  # folders made for this run of records: nothing can be in them
 
     # -- records ---------------------------------------------------------------------------------
 
@@ -9865,6 +9865,7 @@ class FileBatch:
             pairs = [(record, place, present.get(place) or self._missing_row(root, place, record))
                      for record, place in zip(records, places)]
         self._write_pairs(root, pairs)
+        self.fresh.clear()
 
     def _places(self, root: CatalogRoot, records: list) -> list:
         """[(folder id, name)] of the records, making folders that are new."""

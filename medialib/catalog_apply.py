@@ -48,7 +48,7 @@ class FileBatch:
         self.rels: dict = {}  # folder id → relative path
         self.roots: dict = {}  # root id → CatalogRoot, one object per row
         self.folder_roots: dict = {}  # folder id → root id
-        self.fresh: set = set()  # folders made by this batch: nothing can be in them
+        self.fresh: set = set()  # folders made for this run of records: nothing can be in them
 
     # -- records ---------------------------------------------------------------------------------
 
@@ -78,6 +78,7 @@ class FileBatch:
             pairs = [(record, place, present.get(place) or self._missing_row(root, place, record))
                      for record, place in zip(records, places)]
         self._write_pairs(root, pairs)
+        self.fresh.clear()
 
     def _places(self, root: CatalogRoot, records: list) -> list:
         """[(folder id, name)] of the records, making folders that are new."""
