@@ -21,34 +21,34 @@ here, `there` where in the module: that maps a traceback back.
     2828     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
     3038     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
     3170     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3423     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3498     25  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    3882     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
-    4275     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4575     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    4692     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    4826     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
-    4969     19  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    5385      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5638     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    5916     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6264     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6322     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6465     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    6785     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    6892     17  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    6993     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    7421     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7727     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    7937     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    8289     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    8463     22  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    8828     17  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
-    8890     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
-    8955     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
-    9179     47  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
+    3425     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3500     25  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    3884     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
+    4277     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4577     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    4694     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    4828     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
+    4971     19  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    5387      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5640     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    5918     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6266     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6324     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6467     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    6787     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    6894     17  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    6995     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    7423     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7729     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    7939     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    8291     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    8465     22  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    8830     17  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
+    8892     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
+    8957     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
+    9181     47  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
 """
-# sha256 of all below this line: c58f21c3ed1158ac065c83104ca5e1259be7596d313d564a93f47b2292d434b6
+# sha256 of all below this line: cc1f2bd49b599dd4a3c889e4bc2b14bca575c13ad3d94d90a0658af4c5f1c428
 
 from __future__ import annotations
 
@@ -3269,7 +3269,9 @@ class Request:
 
 class Router:
     """Paths to handlers. A handler takes the Request and returns a dict or list (JSON, 200), a
-    Reply or a StreamReply, or raises. `routes` lists what was added, for the API's description.
+    Reply or a StreamReply, or raises; its attribute `open_body`, if it has one, makes `json` of the
+    body's bytes in place of parse_json_object. `routes` lists what was added, for the API's
+    description.
     """
 
     def __init__(self):
@@ -4128,7 +4130,7 @@ class HttpConversation(BaseHTTPRequestHandler):
         with self.server.parsed.holding(self.weigh(body, packed)):
             if packed:
                 body = gunzip_whole(body, self.server.max_json)
-            request.json = parse_json_object(body)
+            request.json = getattr(handler, "open_body", parse_json_object)(body)
             del body
             return self.server.router.answer(handler, request)
 

@@ -6,88 +6,89 @@ is one module's code, verbatim: low level first, the command line last. `line` i
 here, `there` where in the module: that maps a traceback back.
 
     line  there  section
-     183      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
-     233     25  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
-     498     18  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
-     857     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
-    1098     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
-    1444     20  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
-    1758     24  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
-    1961     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
-    1997     20  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
-    2177     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
-    2410     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2665     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
-    2878     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    3088     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    3220     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3473     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3548     25  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    3932     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
-    4325     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4625     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    4742     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    4876     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
-    5019     19  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    5435      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5688     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    5966     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6314     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6372     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6515     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    6835     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    6942     17  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    7043     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    7471     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7777     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    7987     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    8339     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    8513     22  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    8878     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
-    9140     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
-    9321     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
-    9647     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
-    9819     32  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
-   10242     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
-   10486     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
-   10595     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
-   10649     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
-   10749     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
-   10847     11  medialib/catalog_show.py: Files as the API shows them.
-   10894     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
-   11108     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
-   11176     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
-   11275     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
-   11528     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
-   11681     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
-   11863     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
-   11992     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
-   12350     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
-   12634     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
-   12737     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
-   12770     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
-   12927      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
-   13069     13  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others, found in the sort's own index.
-   13133     27  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   13504     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   13545     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   13731     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
-   13962     36  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   14333     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   14445      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   14486      1  medialib/web/: The files of the web UI.
-   18525     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   18624     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   18695     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   18867     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   18955     16  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   19071      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   19152      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   19195     44  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   19489     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
-   19514     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+     184      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
+     234     25  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
+     499     18  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
+     858     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
+    1099     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
+    1445     20  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
+    1759     24  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
+    1962     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
+    1998     20  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
+    2178     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
+    2411     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
+    2666     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
+    2879     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    3089     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3221     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3476     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3551     25  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    3935     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
+    4328     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4628     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    4745     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    4879     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
+    5022     19  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    5438      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5691     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    5969     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6317     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6375     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6518     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    6838     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    6945     17  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    7046     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    7474     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7780     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    7990     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    8342     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    8516     22  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    8881     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
+    9143     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
+    9324     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
+    9650     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
+    9824     32  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
+   10247     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
+   10491     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
+   10600     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
+   10654     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
+   10754     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
+   10852     11  medialib/catalog_show.py: Files as the API shows them.
+   10899     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
+   11113     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
+   11181     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
+   11280     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
+   11540     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
+   11693     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
+   11875     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
+   12004     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
+   12362     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
+   12431     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
+   12715     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
+   12818     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
+   12851     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
+   13008      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
+   13150     13  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others, found in the sort's own index.
+   13214     27  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   13585     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   13626     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   13812     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   14043     37  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   14462     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   14574      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   14615      1  medialib/web/: The files of the web UI.
+   18654     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   18753     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   18824     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   18996     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   19084     16  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   19200      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   19281      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   19324     45  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   19623     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
+   19648     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: 4473b12d93960a4fe9cde4e872605b41252cc4ba3774fb7705e100e515a5de9d
+# sha256 of all below this line: 97fdb981a5361e18d7c1e5c11c356e6da61a6d4e5bf57a452154ea2db2caec08
 
 from __future__ import annotations
 
@@ -3319,7 +3320,9 @@ class Request:
 
 class Router:
     """Paths to handlers. A handler takes the Request and returns a dict or list (JSON, 200), a
-    Reply or a StreamReply, or raises. `routes` lists what was added, for the API's description.
+    Reply or a StreamReply, or raises; its attribute `open_body`, if it has one, makes `json` of the
+    body's bytes in place of parse_json_object. `routes` lists what was added, for the API's
+    description.
     """
 
     def __init__(self):
@@ -4178,7 +4181,7 @@ class HttpConversation(BaseHTTPRequestHandler):
         with self.server.parsed.holding(self.weigh(body, packed)):
             if packed:
                 body = gunzip_whole(body, self.server.max_json)
-            request.json = parse_json_object(body)
+            request.json = getattr(handler, "open_body", parse_json_object)(body)
             del body
             return self.server.router.answer(handler, request)
 
@@ -9688,6 +9691,7 @@ class TallyChanges:
         # The duplicate keys (see duplicate_key_of) of rows that came and of rows that went.
         self.joined: set = set()
         self.left: set = set()
+        self.taken = False  # whether any row that was there has changed or gone
         # Plain new files: the lowest of their row numbers, their records, and sizes to be added.
         self.first_new: int | None = None
         self.new: list = []
@@ -9724,6 +9728,7 @@ class TallyChanges:
         self.sizes.clear()
 
     def take(self, row: FileRow, root: CatalogRoot, rel_folder: str, meta: MetaRow | None) -> None:
+        self.taken = True
         self._count(row, root, rel_folder, meta, -1)
 
     def _count(self, row, root, rel_folder, meta, sign) -> None:
@@ -11288,6 +11293,7 @@ class CatalogTools:
         self.folders = FolderBook()
         self.search = search
         self.read_root = read_root
+        self.rows_taken = 0  # counts transactions that changed rows which were there
 
     def forget(self) -> None:
         self.words.forget()
@@ -11498,7 +11504,13 @@ class ChangeSet:
         self._batches.append(batch)
         return batch
 
+    def has_taken(self) -> bool:
+        """Whether any row that was there has changed or gone."""
+        return any(batch.changes.taken for batch in self._batches)
+
     def finish(self) -> None:
+        if self.has_taken():
+            self.tools.rows_taken += 1
         for batch in self._batches:
             batch.changes.save(self.tools.folders)
             update_duplicates(self.db, batch.changes.joined, batch.changes.left)
@@ -12340,6 +12352,75 @@ def check_error(error) -> tuple:
     if not all(is_clean_text(text) for text in texts):
         raise RecordError("error must hold the texts stage, class and message")
     return tuple(text[:TEXT_LENGTH] for text in texts)
+
+
+# =================================================================================================
+# medialib/ingest_repeats.py, from its line 17
+# Batches that older agents post again and again, word for word: known by their bytes, they need
+# =================================================================================================
+
+REPEATS_KEPT = 20_000
+# The part of such a body that is new each time, as it comes without any escape.
+OLDER_HEAD = re.compile(rb'\{"batch_id": ?"([0-9A-Za-z._:@+-]{1,200})", ?(?="files": ?\[)')
+
+
+class UnreadBatch:
+    """The body of an older agent's batch. `state` is set by the writer (see `repeat_state`) when it
+    has found that the batch, now applied, would say nothing new a second time.
+    """
+
+    def __init__(self, batch_id: str, digest: bytes, body):
+        self.batch_id = batch_id
+        self.digest = digest  # of everything behind the batch_id
+        self.state: tuple | None = None
+        self._body = body
+
+    def read(self) -> dict:
+        """The body's object, once."""
+        body, self._body = self._body, None
+        return parse_json_object(body)
+
+
+def open_batch(body) -> dict | UnreadBatch:
+    """The object in a body, unread where it may be a repeated batch."""
+    head = OLDER_HEAD.match(body)
+    if head is None:
+        return parse_json_object(body)
+    digest = hashlib.blake2b(memoryview(body)[head.end():], digest_size=16).digest()
+    return UnreadBatch(head.group(1).decode("ascii"), digest, body)
+
+
+def repeat_state(changes) -> tuple:
+    """Equal at two times when nothing happened between them that could make a batch that said
+    nothing new say something.
+    """
+    db = changes.db
+    return (changes.tools.rows_taken,
+            *db.execute("SELECT max(seq), count(*) FROM root").fetchone(),
+            hash(tuple(db.execute("SELECT scope, name, value_json FROM setting"))))
+
+
+class BatchRepeats:
+    """Remembers the latest batches of older agents that would say nothing new."""
+
+    def __init__(self):
+        self._lock = threading.Lock()  # guards _known
+        self._known: collections.OrderedDict = collections.OrderedDict()
+
+    def remember(self, unread: UnreadBatch, body: dict, agent_id: str) -> None:
+        """Note a batch that was applied and committed, if it may be known again."""
+        if unread.state is None or set(body) != {"batch_id", "files"} or (
+                body["batch_id"] != unread.batch_id):
+            return
+        with self._lock:
+            self._known[agent_id, unread.digest] = (unread.state, len(body["files"]))
+            while len(self._known) > REPEATS_KEPT:
+                self._known.popitem(last=False)
+
+    def find(self, unread: UnreadBatch, agent_id: str) -> tuple | None:
+        """(state, number of files) of the same batch, if it is known."""
+        with self._lock:
+            return self._known.get((agent_id, unread.digest))
 
 
 # =================================================================================================
@@ -13955,7 +14036,7 @@ class SameFolders:
 
 
 # =================================================================================================
-# medialib/ingest.py, from its line 36
+# medialib/ingest.py, from its line 37
 # What agents say to the host: hello, batches, and the lists by which both compare what they hold.
 # =================================================================================================
 
@@ -14065,6 +14146,7 @@ class Ingest:
     def __init__(self, catalog: Catalog, presence: AgentPresence):
         self.catalog = catalog
         self.presence = presence
+        self.repeats = BatchRepeats()
         self.counts = {"batches": 0, "files": 0, "rejected": 0, "repeated": 0}
 
     # -- hello -----------------------------------------------------------------------------------
@@ -14100,8 +14182,47 @@ class Ingest:
 
     # -- batches ---------------------------------------------------------------------------------
 
-    def batch(self, body: dict, peer: str | None = None) -> dict:
+    def batch(self, body: dict | UnreadBatch, peer: str | None = None) -> dict:
         """Apply one batch; the answer comes after its commit."""
+        if not isinstance(body, UnreadBatch):
+            return self._read_batch(body, peer)
+        answer = self._repeated(body, peer)
+        if answer is None:
+            read = body.read()
+            answer = self._read_batch(read, peer, body)
+            self.repeats.remember(body, read, f"{ADDRESS_AGENT}{peer}")
+        return answer
+
+    def _repeated(self, unread: UnreadBatch, peer: str) -> dict | None:
+        """The answer to a batch that says nothing new, or None where that is not known."""
+        agent_id = f"{ADDRESS_AGENT}{peer}"
+        known = self.repeats.find(unread, agent_id)
+        if known is None:
+            return None
+        self.presence.contact(agent_id, None, peer)
+        state, files = known
+        answer = self.catalog.change(
+            lambda changes: self._note_repeated(changes, unread, agent_id, peer, state, files))
+        if answer is not None:
+            self.counts["batches"] += 1
+            self.counts["files"] += files
+        return answer
+
+    def _note_repeated(self, changes, unread, agent_id, peer, state, files) -> dict | None:
+        db = changes.db
+        agent = find_agent(db, agent_id)
+        if agent is None or agent.name != peer or repeat_state(changes) != state or db.execute(
+                "SELECT 1 FROM rejected WHERE agent = ? LIMIT 1", (agent.id,)).fetchone():
+            return None
+        stored = stored_answer(db, agent, unread.batch_id)
+        if stored is not None:
+            self.counts["repeated"] += 1
+            return stored
+        answer = {"ok": True, "batch_id": unread.batch_id, "processed": files, "errors": []}
+        remember_answer(db, changes, agent, unread.batch_id, answer)
+        return answer
+
+    def _read_batch(self, body: dict, peer: str | None, unread: UnreadBatch | None = None) -> dict:
         outline = BatchOutline(body, peer)
         if not self.presence.is_current(outline.agent_id, outline.instance):
             raise HttpError(409, "another instance", "this agent's id is held by another process")
@@ -14109,7 +14230,7 @@ class Ingest:
         records, errors = self._checked(outline)
         removed = self._checked_removals(outline, errors)
         answer = self.catalog.change(
-            lambda changes: self._apply(changes, outline, records, removed, errors, peer))
+            lambda changes: self._apply(changes, outline, records, removed, errors, peer, unread))
         self.counts["batches"] += 1
         self.counts["files"] += answer["processed"]
         self.counts["rejected"] += len(errors)
@@ -14146,7 +14267,7 @@ class Ingest:
                 errors.append({"index": None, "path": shown, "error": f"removed: {error}"})
         return paths
 
-    def _apply(self, changes, outline, records, removed, errors, peer) -> dict:
+    def _apply(self, changes, outline, records, removed, errors, peer, unread) -> dict:
         """Inside the transaction: order, repeats, files, removals, end of root."""
         db = changes.db
         agent = agent_row(db, outline.agent_id, outline.agent_name, peer, changes.now)
@@ -14166,6 +14287,8 @@ class Ingest:
             db.execute("UPDATE agent SET last_rev = ? WHERE id = ?", (outline.rev, agent.id))
         note_rejected(db, agent, records, errors, changes.now)
         remember_answer(db, changes, agent, outline.batch_id, answer)
+        if unread is not None and not errors and not changes.has_taken() and is_steady(records):
+            unread.state = repeat_state(changes)
         return answer
 
     def _in_order(self, agent: CatalogAgent, outline: BatchOutline) -> bool:
@@ -14290,6 +14413,12 @@ def end_root(changes, root, end: dict) -> bool:
         values["transferred"] = 0
     touch_root(changes.db, changes.counters, root, **values)
     return in_step
+
+
+def is_steady(records: list) -> bool:
+    """Whether the same records, applied again at once, could not change anything."""
+    return not any(record.moved_from for record in records) and (
+        len({record.path for record in records}) == len(records))
 
 
 def stored_answer(db, agent: CatalogAgent, batch_id: str | None) -> dict | None:
@@ -19188,7 +19317,7 @@ def _operation(route: dict) -> dict:
 
 
 # =================================================================================================
-# medialib/server_routes.py, from its line 44
+# medialib/server_routes.py, from its line 45
 # The host's calls over HTTP: paths to handlers.
 # =================================================================================================
 
@@ -19247,7 +19376,12 @@ class HostRoutes:
                        summary=(method.__doc__ or "").split("\n")[0])
 
     def _from_agent(self, method):
-        return lambda request: method(request.json, request.peer_text)
+        def handle(request) -> dict:
+            return method(request.json, request.peer_text)
+
+        if method == self.ingest.batch:
+            handle.open_body = open_batch
+        return handle
 
     def _add_queries(self, router: Router) -> None:
         for name, method in (

@@ -47,6 +47,7 @@ class CatalogTools:
         self.folders = FolderBook()
         self.search = search
         self.read_root = read_root
+        self.rows_taken = 0  # counts transactions that changed rows which were there
 
     def forget(self) -> None:
         self.words.forget()
@@ -257,7 +258,13 @@ class ChangeSet:
         self._batches.append(batch)
         return batch
 
+    def has_taken(self) -> bool:
+        """Whether any row that was there has changed or gone."""
+        return any(batch.changes.taken for batch in self._batches)
+
     def finish(self) -> None:
+        if self.has_taken():
+            self.tools.rows_taken += 1
         for batch in self._batches:
             batch.changes.save(self.tools.folders)
             update_duplicates(self.db, batch.changes.joined, batch.changes.left)

@@ -62,6 +62,7 @@ class TallyChanges:
         # The duplicate keys (see duplicate_key_of) of rows that came and of rows that went.
         self.joined: set = set()
         self.left: set = set()
+        self.taken = False  # whether any row that was there has changed or gone
         # Plain new files: the lowest of their row numbers, their records, and sizes to be added.
         self.first_new: int | None = None
         self.new: list = []
@@ -98,6 +99,7 @@ class TallyChanges:
         self.sizes.clear()
 
     def take(self, row: FileRow, root: CatalogRoot, rel_folder: str, meta: MetaRow | None) -> None:
+        self.taken = True
         self._count(row, root, rel_folder, meta, -1)
 
     def _count(self, row, root, rel_folder, meta, sign) -> None:

@@ -114,7 +114,9 @@ class Request:
 
 class Router:
     """Paths to handlers. A handler takes the Request and returns a dict or list (JSON, 200), a
-    Reply or a StreamReply, or raises. `routes` lists what was added, for the API's description.
+    Reply or a StreamReply, or raises; its attribute `open_body`, if it has one, makes `json` of the
+    body's bytes in place of parse_json_object. `routes` lists what was added, for the API's
+    description.
     """
 
     def __init__(self):

@@ -278,7 +278,7 @@ class HttpConversation(BaseHTTPRequestHandler):
         with self.server.parsed.holding(self.weigh(body, packed)):
             if packed:
                 body = gunzip_whole(body, self.server.max_json)
-            request.json = parse_json_object(body)
+            request.json = getattr(handler, "open_body", parse_json_object)(body)
             del body
             return self.server.router.answer(handler, request)
 

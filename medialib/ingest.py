@@ -30,6 +30,7 @@ from .catalog_settings import config_for, settings_of
 from .host_agents import AgentPresence
 from .http_json import HttpError
 from .ingest_records import RecordChecker, RecordError, check_path, is_clean_text
+from .ingest_repeats import BatchRepeats, UnreadBatch, repeat_state
 from .scan_common import Classifier
 from .settings import is_absolute_text, normal_root_path
 
@@ -139,6 +140,7 @@ class Ingest:
     def __init__(self, catalog: Catalog, presence: AgentPresence):
         self.catalog = catalog
         self.presence = presence
+        self.repeats = BatchRepeats()
         self.counts = {"batches": 0, "files": 0, "rejected": 0, "repeated": 0}
 
     # -- hello -----------------------------------------------------------------------------------
@@ -174,8 +176,47 @@ class Ingest:
 
     # -- batches ---------------------------------------------------------------------------------
 
-    def batch(self, body: dict, peer: str | None = None) -> dict:
+    def batch(self, body: dict | UnreadBatch, peer: str | None = None) -> dict:
         """Apply one batch; the answer comes after its commit."""
+        if not isinstance(body, UnreadBatch):
+            return self._read_batch(body, peer)
+        answer = self._repeated(body, peer)
+        if answer is None:
+            read = body.read()
+            answer = self._read_batch(read, peer, body)
+            self.repeats.remember(body, read, f"{ADDRESS_AGENT}{peer}")
+        return answer
+
+    def _repeated(self, unread: UnreadBatch, peer: str) -> dict | None:
+        """The answer to a batch that says nothing new, or None where that is not known."""
+        agent_id = f"{ADDRESS_AGENT}{peer}"
+        known = self.repeats.find(unread, agent_id)
+        if known is None:
+            return None
+        self.presence.contact(agent_id, None, peer)
+        state, files = known
+        answer = self.catalog.change(
+            lambda changes: self._note_repeated(changes, unread, agent_id, peer, state, files))
+        if answer is not None:
+            self.counts["batches"] += 1
+            self.counts["files"] += files
+        return answer
+
+    def _note_repeated(self, changes, unread, agent_id, peer, state, files) -> dict | None:
+        db = changes.db
+        agent = find_agent(db, agent_id)
+        if agent is None or agent.name != peer or repeat_state(changes) != state or db.execute(
+                "SELECT 1 FROM rejected WHERE agent = ? LIMIT 1", (agent.id,)).fetchone():
+            return None
+        stored = stored_answer(db, agent, unread.batch_id)
+        if stored is not None:
+            self.counts["repeated"] += 1
+            return stored
+        answer = {"ok": True, "batch_id": unread.batch_id, "processed": files, "errors": []}
+        remember_answer(db, changes, agent, unread.batch_id, answer)
+        return answer
+
+    def _read_batch(self, body: dict, peer: str | None, unread: UnreadBatch | None = None) -> dict:
         outline = BatchOutline(body, peer)
         if not self.presence.is_current(outline.agent_id, outline.instance):
             raise HttpError(409, "another instance", "this agent's id is held by another process")
@@ -183,7 +224,7 @@ class Ingest:
         records, errors = self._checked(outline)
         removed = self._checked_removals(outline, errors)
         answer = self.catalog.change(
-            lambda changes: self._apply(changes, outline, records, removed, errors, peer))
+            lambda changes: self._apply(changes, outline, records, removed, errors, peer, unread))
         self.counts["batches"] += 1
         self.counts["files"] += answer["processed"]
         self.counts["rejected"] += len(errors)
@@ -220,7 +261,7 @@ class Ingest:
                 errors.append({"index": None, "path": shown, "error": f"removed: {error}"})
         return paths
 
-    def _apply(self, changes, outline, records, removed, errors, peer) -> dict:
+    def _apply(self, changes, outline, records, removed, errors, peer, unread) -> dict:
         """Inside the transaction: order, repeats, files, removals, end of root."""
         db = changes.db
         agent = agent_row(db, outline.agent_id, outline.agent_name, peer, changes.now)
@@ -240,6 +281,8 @@ class Ingest:
             db.execute("UPDATE agent SET last_rev = ? WHERE id = ?", (outline.rev, agent.id))
         note_rejected(db, agent, records, errors, changes.now)
         remember_answer(db, changes, agent, outline.batch_id, answer)
+        if unread is not None and not errors and not changes.has_taken() and is_steady(records):
+            unread.state = repeat_state(changes)
         return answer
 
     def _in_order(self, agent: CatalogAgent, outline: BatchOutline) -> bool:
@@ -364,6 +407,12 @@ def end_root(changes, root, end: dict) -> bool:
         values["transferred"] = 0
     touch_root(changes.db, changes.counters, root, **values)
     return in_step
+
+
+def is_steady(records: list) -> bool:
+    """Whether the same records, applied again at once, could not change anything."""
+    return not any(record.moved_from for record in records) and (
+        len({record.path for record in records}) == len(records))
 
 
 def stored_answer(db, agent: CatalogAgent, batch_id: str | None) -> dict | None:

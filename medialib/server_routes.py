@@ -33,6 +33,7 @@ from .host_agents import AgentPresence
 from .http_json import HttpError, Reply, Router, StreamReply
 from .ingest import Ingest
 from .ingest_records import RecordError, check_path
+from .ingest_repeats import open_batch
 from .server_agents import AgentControl
 from .server_events import EventStream, event_counts
 from .server_export import Export
@@ -96,7 +97,12 @@ class HostRoutes:
                        summary=(method.__doc__ or "").split("\n")[0])
 
     def _from_agent(self, method):
-        return lambda request: method(request.json, request.peer_text)
+        def handle(request) -> dict:
+            return method(request.json, request.peer_text)
+
+        if method == self.ingest.batch:
+            handle.open_body = open_batch
+        return handle
 
     def _add_queries(self, router: Router) -> None:
         for name, method in (

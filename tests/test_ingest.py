@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import uuid
 
@@ -11,8 +12,10 @@ from hypothesis import strategies as st
 
 from medialib.catalog_rows import row_inode_key
 from medialib.catalog_schema import ALGO_NAMES, KIND_NAMES
+from medialib.catalog_settings import store_settings
 from medialib.http_json import HttpError
 from medialib.ingest_records import RecordChecker, RecordError
+from medialib.ingest_repeats import open_batch
 from medialib.scan_common import row_digest
 from tests.catalog_audit import check_catalogue_sums
 from tests.catalog_world import open_world, stored_files
@@ -176,6 +179,90 @@ def test_older_agent_reposting_costs_no_write(world):
     assert row["hashes"]["algo"] == "sha256"
     assert row["inode_key"] == "7:5:6:0:64"
     assert (row["mtime"], row["agent"]["name"]) == (5.25, "10.0.0.7")
+
+
+def test_a_path_twice_in_a_batch_is_applied_twice(world):
+    catalog, ingest = world
+    files = [record("/m/new/a"), record("/m/b"), record("/m/new/a", ctime=7.5), record("/x/c")]
+    for more in ({"batch_id": "1"}, {"batch_id": "2", "agent": {"id": "a-1"}, "root": "/m"}):
+        sent = files if len(more) == 1 else files[:3]
+        assert ingest.batch({"files": sent, **more}, "10.0.0.7")["processed"] == len(sent)
+    rows = stored_files(catalog)
+    assert {path: row["ctime"] for path, row in rows.items()} == {
+        "/m/new/a": 7.5, "/m/b": 6.5, "/x/c": 6.5}
+    check_catalogue_sums(catalog.path)
+
+
+def older_body(number, files):
+    return open_batch(json.dumps({"batch_id": f"b{number}", "files": files}).encode("utf-8"))
+
+
+def is_read(ingest, number, files):
+    """Post a batch as an older agent; whether the host had to read it."""
+    body = older_body(number, files)
+    read, reads = body.read, []
+    body.read = lambda: reads.append(1) or read()
+    answer = ingest.batch(body, "10.0.0.7")
+    assert answer == {"ok": True, "batch_id": f"b{number}", "processed": len(files), "errors": []}
+    return bool(reads)
+
+
+def test_an_older_agents_repeated_batch_is_not_even_read_until_a_row_changes(world):
+    catalog, ingest = world
+    a = [record(f"/m/{name}", inode_key=f"7:5250000000:{number}:64", hashes=HASHES)
+         for number, name in enumerate(("a.mkv", "b.mkv"))]
+    b = [record("/m/sub/c", kind="media", metadata={"width": 5}), record("/m/sub/d", kind=None)]
+    assert [is_read(ingest, n, files) for n, files in enumerate((a, b, a, b, a[:1]))] == [
+        True, True, False, False, True]
+    seq = catalog.seq
+    assert [is_read(ingest, n, files) for n, files in ((5, a), (5, a), (6, b))] == [False] * 3
+    assert catalog.seq == seq
+
+    # A file that changes, and changes back: read until it has said nothing new once.
+    before = stored_files(catalog)
+    other = [{**a[0], "size": 8, "inode_key": "8:5250000000:0:64"}]
+    ingest.batch({"batch_id": "x", "files": other}, "10.0.0.7")
+    assert [is_read(ingest, n, files) for n, files in enumerate((a, b, a, b, a), 10)] == [
+        True, True, True, False, False]
+    after = stored_files(catalog)
+    assert {**after, "/m/a.mkv": 0} == {**before, "/m/a.mkv": 0}
+    assert (after["/m/a.mkv"]["size"], len(after)) == (7, 4)
+    # A file whose kind new settings say; a root of its own for the files; one that is gone.
+    assert not is_read(ingest, "y", b)
+    catalog.change(lambda changes: store_settings(
+        changes.db, "", {"media_extensions": [".mkv"], "other_extensions": [".c"]}))
+    assert is_read(ingest, "z", b)
+    ingest.batch({"batch_id": "r", "root": "/m/sub", "files": []}, "10.0.0.7")
+    assert is_read(ingest, "z2", b)
+    assert not is_read(ingest, "z3", b)
+    ingest.batch({"batch_id": "g", "root": "/m/sub", "removed": ["/m/sub/c"]}, "10.0.0.7")
+    assert is_read(ingest, "z4", b)
+    assert "/m/sub/c" in stored_files(catalog)
+
+
+@pytest.mark.parametrize("change", [
+    {"path": "relative"}, {"moved_from": "/m/z"}, {"path": "/m/b.mkv"}])
+def test_a_batch_that_may_say_more_the_second_time_is_read_again(world, change):
+    _, ingest = world
+    files = [record(hashes=HASHES), record("/m/b.mkv"), {**record("/m/c.mkv"), **change}]
+    for number in range(3):
+        body = older_body(number, files)
+        ingest.batch(body, "10.0.0.7")
+        assert body._body is None
+
+
+@pytest.mark.parametrize("head", [
+    b'{"batch_id": "a\\u0041", "files": []}', b'{"batch_id": 5, "files": []}',
+    b'{"files": [], "batch_id": "a"}', b'{"batch_id": "a", "root": "/m", "files": []}',
+    b' {"batch_id": "a", "files": []}'])
+def test_other_bodies_are_read_at_once(head):
+    assert open_batch(head) == json.loads(head)
+
+
+def test_a_second_batch_id_behind_the_files_is_heard(world):
+    _, ingest = world
+    body = b'{"batch_id": "one", "files": [], "batch_id": "two"}'
+    assert [ingest.batch(open_batch(body), "10.0.0.7")["batch_id"] for _ in "abc"] == ["two"] * 3
 
 
 def test_stamps_far_away_come_back_exactly(world):
