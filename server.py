@@ -88,7 +88,7 @@ here, `there` where in the module: that maps a traceback back.
    19623     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
    19648     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: 97fdb981a5361e18d7c1e5c11c356e6da61a6d4e5bf57a452154ea2db2caec08
+# sha256 of all below this line: 0f3374d8c254e26a224c85ad7ede2fd7678b5911a88d6601bfe40fce84b18407
 
 from __future__ import annotations
 
@@ -10488,7 +10488,7 @@ def recount_root_duplicates(db, root_id: int, after: int, limit: int) -> int | N
 # The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
 # =================================================================================================
 
-SEARCH_CHUNK = 1000
+SEARCH_CHUNK = 4000  # larger ones save little and make the next batch wait
 SEARCH_BEHIND = 20_000  # with more names than this not indexed yet, jobs wait for some of them
 SEARCH_WORDS = 16
 

@@ -13,7 +13,7 @@ from .catalog_rows import rel_of_key
 from .catalog_schema import SEARCH_TABLES, has_trigram_search
 from .sqlite_store import sqlite3
 
-SEARCH_CHUNK = 1000
+SEARCH_CHUNK = 4000  # larger ones save little and make the next batch wait
 SEARCH_BEHIND = 20_000  # with more names than this not indexed yet, jobs wait for some of them
 SEARCH_WORDS = 16
 
