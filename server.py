@@ -77,18 +77,18 @@ here, `there` where in the module: that maps a traceback back.
    14462     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
    14574      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
    14615      1  medialib/web/: The files of the web UI.
-   18654     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   18753     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   18824     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   18996     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   19084     16  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   19200      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   19281      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   19324     45  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   19623     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
-   19648     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+   18714     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   18813     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   18884     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   19056     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   19144     17  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   19281      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   19362      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   19405     45  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   19704     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
+   19729     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: 0f3374d8c254e26a224c85ad7ede2fd7678b5911a88d6601bfe40fce84b18407
+# sha256 of all below this line: 8baca350c215ac140867a1b4176b3fe1972fc55c444d55da5c5f8405980f2cbc
 
 from __future__ import annotations
 
@@ -15354,6 +15354,7 @@ import { add, button, busyButton, el, name, put } from "./dom.js";
 import { emptyState, failed, loading } from "./empty.js";
 import { filterOf } from "./filter.js";
 import { bytes, count, day, plural } from "./format.js";
+import { hashMixNotice } from "./hash_mix.js";
 import { onLive } from "./live.js";
 import { go, href } from "./router.js";
 import { told } from "./toast.js";
@@ -15405,7 +15406,7 @@ export class DuplicatesView {
         el("option", { value: "" }, "any"), options.map(([value, text]) =>
           el("option", { value, selected: this.params.get(key) === value }, text))));
     put(this.head, el("nav", { class: "tabs", "aria-label": "Which duplicates" }, tabs),
-      el("p", { class: "muted lead" }, this.tab[2]),
+      el("p", { class: "muted lead" }, this.tab[2]), hashMixNotice(this.agents),
       el("div", { class: "bar" }, this.total(), el("div", { class: "tools" },
         this.tab[0] === "folders" ? null : pick("kind", "Kind", KINDS.map((kind) => [kind, kind])),
         pick("agent", "Machine", (this.agents || []).map((agent) => [agent.id, agent.name])),
@@ -15551,15 +15552,18 @@ export class DuplicatesView {
   }
 
   pickExport() {
-    const body = { what: "duplicates", filter: this.filter, state: this.tab[0] === "folders" ? undefined
-      : this.tab[0] };
-    const save = (format) => told(() => download("export", { ...body, format },
-      `medialib-duplicates.${format}`));
-    openDialog("Export the duplicates", el("div", { class: "choices" },
-      busyButton([el("strong", null, "CSV"), el("span", null, "For spreadsheets")], save("csv"),
-        { class: "choice" }),
-      busyButton([el("strong", null, "JSON lines"), el("span", null, "For scripts: one group a line")],
-        save("jsonl"), { class: "choice" })));
+    const folders = this.tab[0] === "folders";
+    const body = folders ? { what: "folders", filter: this.filter }
+      : { what: "duplicates", filter: this.filter, state: this.tab[0] };
+    const file = folders ? "medialib-identical-folders" : `medialib-${this.tab[0]}-duplicates`;
+    const save = (format) => told(() => download("export", { ...body, format }, `${file}.${format}`));
+    const row = folders ? "one folder a row" : "one file a row";
+    openDialog(folders ? "Export the identical folders" : `Export the ${this.tab[1].toLowerCase()}`,
+      el("div", { class: "choices" },
+        busyButton([el("strong", null, "CSV"), el("span", null, `For spreadsheets: ${row}`)], save("csv"),
+          { class: "choice" }),
+        busyButton([el("strong", null, "JSON lines"), el("span", null, "For scripts: one group a line")],
+          save("jsonl"), { class: "choice" })));
   }
 
   key(event) {
@@ -16152,6 +16156,62 @@ export function parseBitrate(text) {
 export function parseCount(text) {
   const value = Number(text.trim());
   return text.trim() && Number.isFinite(value) ? Math.round(value) : null;
+}
+''',
+    "hash_mix.js": r'''// Machines that hash with different functions cannot be compared with each other: said where it matters.
+
+import { call } from "./api.js";
+import { openDialog } from "./dialog.js";
+import { button, el } from "./dom.js";
+import { plural } from "./format.js";
+import { toast } from "./toast.js";
+
+const BEST_FIRST = ["blake3", "sha256"];
+
+// Map of function → machines with files, where there is more than one function; else null.
+function hashMix(agents) {
+  const mix = new Map();
+  for (const agent of agents) {
+    if (!agent.hash_algo || !(agent.files || agent.missing)) continue;
+    mix.set(agent.hash_algo, [...(mix.get(agent.hash_algo) || []), agent]);
+  }
+  return mix.size > 1 ? mix : null;
+}
+
+function commonFunction(agents) {
+  return BEST_FIRST.find((algo) => agents.every((agent) => (agent.hash_algos || []).includes(algo)));
+}
+
+async function useEverywhere(algo, agents) {
+  await call("settings", { set: { hash_algo: algo } });
+  for (const agent of agents.filter((one) => (one.settings || {}).hash_algo)) {
+    await call("agents/set", { agent: agent.id, settings: { hash_algo: null } });
+  }
+  toast(`From the next scan on, every machine uses ${algo}`, "good");
+}
+
+function askToUse(algo, agents) {
+  const others = agents.filter((agent) => agent.hash_algo !== algo);
+  openDialog(`Use ${algo} on every machine?`, [
+    el("p", null, `${others.map((agent) => agent.name).join(", ")}: ${plural(others.length, "machine reads its", "machines read their")} files once more at the next scan.`),
+    el("p", { class: "muted" }, "The other machines go on as they are. Nothing leaves the catalogue.")], [{
+    label: `Use ${algo}`, kind: "primary", run: () => useEverywhere(algo, agents),
+  }]);
+}
+
+// A notice for the top of a page, or null where all is well.
+export function hashMixNotice(agents) {
+  const mix = hashMix(agents || []);
+  if (!mix) return null;
+  const told = [...mix].map(([algo, some]) => `${algo} on ${some.map((agent) => agent.name).join(", ")}`);
+  const involved = [...mix.values()].flat();
+  const algo = commonFunction(involved);
+  const lacking = involved.filter((agent) => !(agent.hash_algos || []).includes("blake3"));
+  return el("div", { class: "notice warn", role: "note" },
+    el("p", null, el("strong", null, "Copies between some machines cannot be found. "),
+      `They hash with different functions: ${told.join("; ")}.`),
+    el("p", { class: "row" }, lacking.length ? `Install blake3 on ${lacking.map((agent) => agent.name).join(", ")} (pip install blake3)${algo ? ", or" : "."}` : null,
+      algo ? button(`use ${algo} everywhere`, () => askToUse(algo, involved), { class: "small" }) : null));
 }
 ''',
     "icon.svg": r'''<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24"><rect x="1" y="1" width="22" height="22" rx="6" fill="#2f62d0"/><rect x="5.5" y="6" width="3" height="12" rx="1" fill="#fff"/><rect x="10" y="6" width="3" height="12" rx="1" fill="#fff" opacity=".75"/><path d="m14.6 7.3 2.7-.8 2.9 10.9-2.8.8z" fill="#fff" opacity=".9"/></svg>
@@ -19077,7 +19137,7 @@ class EventStream:
 
 
 # =================================================================================================
-# medialib/server_export.py, from its line 16
+# medialib/server_export.py, from its line 17
 # Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
 # =================================================================================================
 
@@ -19087,6 +19147,10 @@ EXPORT_COLUMNS = (
     "video_codec", "audio_codecs", "width", "height", "bitrate", "first_seen", "changed",
 )
 GROUP_COLUMNS = ("group", "group_state", "copies", "names", "reclaimable", "copy")
+SAME_FOLDER_COLUMNS = ("group", "group_state", "copies", "files", "bytes", "reclaimable",
+                       "potential", "agent", "root", "path", "state")
+EXPORT_WHATS = {"files": EXPORT_COLUMNS, "duplicates": (*GROUP_COLUMNS, *EXPORT_COLUMNS),
+                "folders": SAME_FOLDER_COLUMNS}
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 EXPORT_TYPES = {"csv": "text/csv; charset=utf-8", "jsonl": "application/x-ndjson"}
 
@@ -19137,25 +19201,26 @@ class Export:
     slow reader does not keep the catalogue's log from being folded back.
     """
 
-    def __init__(self, catalog: Catalog, body: dict):
+    def __init__(self, catalog: Catalog, same_folders: SameFolders, body: dict):
         self.catalog = catalog
+        self.same_folders = same_folders
         self.body = body
         self.format = body.get("format", "csv")
         if self.format not in EXPORT_TYPES:
             raise FilterError("format must be csv or jsonl")
         self.what = body.get("what", "files")
-        if self.what not in ("files", "duplicates"):
-            raise FilterError("what must be files or duplicates")
+        if self.what not in EXPORT_WHATS:
+            raise FilterError("what must be files, duplicates or folders")
         self._first = self._page(None)  # a wrong filter is refused before anything is sent
 
     def reply(self) -> StreamReply:
-        name = f"medialib-{self.what}.{self.format}"
+        what = "identical-folders" if self.what == "folders" else self.what
+        name = f"medialib-{what}.{self.format}"
         return StreamReply(self._pieces(), EXPORT_TYPES[self.format],
                            {"Content-Disposition": f'attachment; filename="{name}"'})
 
     def _pieces(self):
-        columns = EXPORT_COLUMNS if self.what == "files" else (*GROUP_COLUMNS, *EXPORT_COLUMNS)
-        lines = CsvLines(columns, bool(self.body.get("raw")))
+        lines = CsvLines(EXPORT_WHATS[self.what], bool(self.body.get("raw")))
         if self.format == "csv":
             yield lines.head()
         items, after = self._first
@@ -19171,11 +19236,17 @@ class Export:
                 yield json.dumps(item, ensure_ascii=False).encode("utf-8") + b"\n"
             elif self.what == "files":
                 yield lines.row(flat_file(item))
+            elif self.what == "folders":
+                for folder in item["folders"]:
+                    yield lines.row(same_folder_cells(item, folder))
             else:
                 for file in item["files"]:
                     yield lines.row({**flat_file(file), **group_cells(item, file)})
 
     def _page(self, after) -> tuple:
+        if self.what == "folders":
+            answer = self.same_folders.page({**self.body, "after": after, "limit": PAGE_LIMIT})
+            return answer["groups"], answer["next"]
         with self.catalog.reader() as db:
             pages = FilePages(self.catalog, db, time_s=5.0)
             if self.what == "duplicates":
@@ -19190,6 +19261,16 @@ class Export:
 def group_cells(group: dict, file: dict) -> dict:
     return {"group": group["hash"], "group_state": group["state"], "copies": group["copies"],
             "names": group["names"], "reclaimable": group["reclaimable"], "copy": file["copy"]}
+
+
+def same_folder_cells(group: dict, folder: dict) -> dict:
+    """One of several folders with the same files; what they have in common names the group."""
+    first = group["folders"][0]
+    return {**{name: group[name] for name in ("copies", "files", "bytes", "reclaimable",
+                                              "potential")},
+            "group": f"{first['agent']['name']}:{first['path']}", "group_state": group["state"],
+            "agent": folder["agent"]["name"], "root": folder["root"], "path": folder["path"],
+            "state": folder["state"]}
 
 
 # =================================================================================================
@@ -19498,8 +19579,8 @@ class HostRoutes:
         return {"ok": True, "days": [row for row in rows if row["day"] != today["day"]] + [today]}
 
     def export(self, request):
-        """All files or duplicates that match, as CSV or JSON lines"""
-        return Export(self.catalog, request.json).reply()
+        """All files, duplicates or identical folders that match, as CSV or JSON lines"""
+        return Export(self.catalog, self.same_folders, request.json).reply()
 
     def events(self, request) -> StreamReply:
         """Server-sent events: counts, progress, agents"""

@@ -10,6 +10,7 @@ from .catalog import Catalog
 from .catalog_copies import DuplicatePages
 from .catalog_files import FilePages
 from .catalog_filter import FilterError
+from .catalog_same_folders import SameFolders
 from .catalog_tokens import PAGE_LIMIT
 from .http_json import StreamReply
 
@@ -19,6 +20,10 @@ EXPORT_COLUMNS = (
     "video_codec", "audio_codecs", "width", "height", "bitrate", "first_seen", "changed",
 )
 GROUP_COLUMNS = ("group", "group_state", "copies", "names", "reclaimable", "copy")
+SAME_FOLDER_COLUMNS = ("group", "group_state", "copies", "files", "bytes", "reclaimable",
+                       "potential", "agent", "root", "path", "state")
+EXPORT_WHATS = {"files": EXPORT_COLUMNS, "duplicates": (*GROUP_COLUMNS, *EXPORT_COLUMNS),
+                "folders": SAME_FOLDER_COLUMNS}
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 EXPORT_TYPES = {"csv": "text/csv; charset=utf-8", "jsonl": "application/x-ndjson"}
 
@@ -69,25 +74,26 @@ class Export:
     slow reader does not keep the catalogue's log from being folded back.
     """
 
-    def __init__(self, catalog: Catalog, body: dict):
+    def __init__(self, catalog: Catalog, same_folders: SameFolders, body: dict):
         self.catalog = catalog
+        self.same_folders = same_folders
         self.body = body
         self.format = body.get("format", "csv")
         if self.format not in EXPORT_TYPES:
             raise FilterError("format must be csv or jsonl")
         self.what = body.get("what", "files")
-        if self.what not in ("files", "duplicates"):
-            raise FilterError("what must be files or duplicates")
+        if self.what not in EXPORT_WHATS:
+            raise FilterError("what must be files, duplicates or folders")
         self._first = self._page(None)  # a wrong filter is refused before anything is sent
 
     def reply(self) -> StreamReply:
-        name = f"medialib-{self.what}.{self.format}"
+        what = "identical-folders" if self.what == "folders" else self.what
+        name = f"medialib-{what}.{self.format}"
         return StreamReply(self._pieces(), EXPORT_TYPES[self.format],
                            {"Content-Disposition": f'attachment; filename="{name}"'})
 
     def _pieces(self):
-        columns = EXPORT_COLUMNS if self.what == "files" else (*GROUP_COLUMNS, *EXPORT_COLUMNS)
-        lines = CsvLines(columns, bool(self.body.get("raw")))
+        lines = CsvLines(EXPORT_WHATS[self.what], bool(self.body.get("raw")))
         if self.format == "csv":
             yield lines.head()
         items, after = self._first
@@ -103,11 +109,17 @@ class Export:
                 yield json.dumps(item, ensure_ascii=False).encode("utf-8") + b"\n"
             elif self.what == "files":
                 yield lines.row(flat_file(item))
+            elif self.what == "folders":
+                for folder in item["folders"]:
+                    yield lines.row(same_folder_cells(item, folder))
             else:
                 for file in item["files"]:
                     yield lines.row({**flat_file(file), **group_cells(item, file)})
 
     def _page(self, after) -> tuple:
+        if self.what == "folders":
+            answer = self.same_folders.page({**self.body, "after": after, "limit": PAGE_LIMIT})
+            return answer["groups"], answer["next"]
         with self.catalog.reader() as db:
             pages = FilePages(self.catalog, db, time_s=5.0)
             if self.what == "duplicates":
@@ -122,3 +134,13 @@ class Export:
 def group_cells(group: dict, file: dict) -> dict:
     return {"group": group["hash"], "group_state": group["state"], "copies": group["copies"],
             "names": group["names"], "reclaimable": group["reclaimable"], "copy": file["copy"]}
+
+
+def same_folder_cells(group: dict, folder: dict) -> dict:
+    """One of several folders with the same files; what they have in common names the group."""
+    first = group["folders"][0]
+    return {**{name: group[name] for name in ("copies", "files", "bytes", "reclaimable",
+                                              "potential")},
+            "group": f"{first['agent']['name']}:{first['path']}", "group_state": group["state"],
+            "agent": folder["agent"]["name"], "root": folder["root"], "path": folder["path"],
+            "state": folder["state"]}

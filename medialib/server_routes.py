@@ -219,8 +219,8 @@ class HostRoutes:
         return {"ok": True, "days": [row for row in rows if row["day"] != today["day"]] + [today]}
 
     def export(self, request):
-        """All files or duplicates that match, as CSV or JSON lines"""
-        return Export(self.catalog, request.json).reply()
+        """All files, duplicates or identical folders that match, as CSV or JSON lines"""
+        return Export(self.catalog, self.same_folders, request.json).reply()
 
     def events(self, request) -> StreamReply:
         """Server-sent events: counts, progress, agents"""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
+
 import pytest
 
 from medialib.catalog import Catalog
@@ -9,6 +13,7 @@ from medialib.catalog_filter import FilterError
 from medialib.catalog_same_folders import SameFolders, keys_above
 from medialib.host_agents import AgentPresence
 from medialib.ingest import Ingest
+from medialib.server_export import Export
 
 
 class Shelf:
@@ -162,3 +167,23 @@ def test_keys_above():
     assert list(keys_above(b"a\0b\0c")) == [b"", b"a", b"a\0b"]
     assert list(keys_above(b"a")) == [b""]
     assert list(keys_above(b"")) == []
+
+
+def exported_folders(shelf, **body) -> str:
+    reply = Export(shelf.catalog, shelf.same, {"what": "folders", **body}).reply()
+    assert "identical-folders" in reply.headers["Content-Disposition"]
+    return b"".join(reply.pieces).decode("utf-8")
+
+
+def test_the_export_has_each_folder_of_each_group(shelf):
+    for agent in "abc":
+        shelf.put(agent, {"=films/one.mkv": (1, 5000), f"{agent}.bin": (ord(agent), 1)})
+    rows = list(csv.DictReader(io.StringIO(exported_folders(shelf), newline="")))
+    assert [(row["agent"], row["path"]) for row in rows] == [
+        (f"box {agent}", "/m/=films") for agent in "abc"]
+    assert {(row["group"], row["group_state"], row["copies"], row["files"], row["bytes"],
+             row["reclaimable"]) for row in rows} == {
+        ("box a:/m/=films", "confirmed", "3", "1", "5000", "10000")}
+    (line,) = exported_folders(shelf, format="jsonl").splitlines()
+    assert len(json.loads(line)["folders"]) == 3
+    assert exported_folders(shelf, filter={"q": "nowhere"}).count("\r\n") == 1

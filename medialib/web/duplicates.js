@@ -8,6 +8,7 @@ import { add, button, busyButton, el, name, put } from "./dom.js";
 import { emptyState, failed, loading } from "./empty.js";
 import { filterOf } from "./filter.js";
 import { bytes, count, day, plural } from "./format.js";
+import { hashMixNotice } from "./hash_mix.js";
 import { onLive } from "./live.js";
 import { go, href } from "./router.js";
 import { told } from "./toast.js";
@@ -59,7 +60,7 @@ export class DuplicatesView {
         el("option", { value: "" }, "any"), options.map(([value, text]) =>
           el("option", { value, selected: this.params.get(key) === value }, text))));
     put(this.head, el("nav", { class: "tabs", "aria-label": "Which duplicates" }, tabs),
-      el("p", { class: "muted lead" }, this.tab[2]),
+      el("p", { class: "muted lead" }, this.tab[2]), hashMixNotice(this.agents),
       el("div", { class: "bar" }, this.total(), el("div", { class: "tools" },
         this.tab[0] === "folders" ? null : pick("kind", "Kind", KINDS.map((kind) => [kind, kind])),
         pick("agent", "Machine", (this.agents || []).map((agent) => [agent.id, agent.name])),
@@ -205,15 +206,18 @@ export class DuplicatesView {
   }
 
   pickExport() {
-    const body = { what: "duplicates", filter: this.filter, state: this.tab[0] === "folders" ? undefined
-      : this.tab[0] };
-    const save = (format) => told(() => download("export", { ...body, format },
-      `medialib-duplicates.${format}`));
-    openDialog("Export the duplicates", el("div", { class: "choices" },
-      busyButton([el("strong", null, "CSV"), el("span", null, "For spreadsheets")], save("csv"),
-        { class: "choice" }),
-      busyButton([el("strong", null, "JSON lines"), el("span", null, "For scripts: one group a line")],
-        save("jsonl"), { class: "choice" })));
+    const folders = this.tab[0] === "folders";
+    const body = folders ? { what: "folders", filter: this.filter }
+      : { what: "duplicates", filter: this.filter, state: this.tab[0] };
+    const file = folders ? "medialib-identical-folders" : `medialib-${this.tab[0]}-duplicates`;
+    const save = (format) => told(() => download("export", { ...body, format }, `${file}.${format}`));
+    const row = folders ? "one folder a row" : "one file a row";
+    openDialog(folders ? "Export the identical folders" : `Export the ${this.tab[1].toLowerCase()}`,
+      el("div", { class: "choices" },
+        busyButton([el("strong", null, "CSV"), el("span", null, `For spreadsheets: ${row}`)], save("csv"),
+          { class: "choice" }),
+        busyButton([el("strong", null, "JSON lines"), el("span", null, "For scripts: one group a line")],
+          save("jsonl"), { class: "choice" })));
   }
 
   key(event) {
