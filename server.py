@@ -60,35 +60,35 @@ here, `there` where in the module: that maps a traceback back.
    11280     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
    11540     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
    11693     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
-   11875     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
-   12004     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
-   12362     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
-   12431     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
-   12715     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
-   12818     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
-   12851     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
-   13008      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
-   13150     13  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others, found in the sort's own index.
-   13214     27  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   13585     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   13626     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   13812     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
-   14043     37  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   14462     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   14574      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   14615      1  medialib/web/: The files of the web UI.
-   18714     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   18813     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   18884     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   19056     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   19144     17  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   19281      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   19362      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   19405     45  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   19704     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
-   19729     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+   11885     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
+   12014     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
+   12372     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
+   12441     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
+   12725     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
+   12828     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
+   12861     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
+   13018      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
+   13160     13  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others, found in the sort's own index.
+   13224     27  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   13595     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   13636     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   13822     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   14053     37  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   14472     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   14584      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   14625      1  medialib/web/: The files of the web UI.
+   18755     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   18854     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   18925     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   19097     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   19185     17  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   19322      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   19403      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   19446     45  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   19745     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
+   19770     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: 8baca350c215ac140867a1b4176b3fe1972fc55c444d55da5c5f8405980f2cbc
+# sha256 of all below this line: 732a1d1fa2c410c48391ce89d224c813b03490559add4ba69ce3fa956b66f713
 
 from __future__ import annotations
 
@@ -11822,12 +11822,15 @@ def _shown_agent(db, presence: AgentPresence, row: tuple, roots: list, rejected:
     alive = live is not None and live.is_alive(now)
     last_seen = max(last_seen, live.last_seen if live else 0.0)
     stats = presence.stats_of(live) if live else {}
-    configured = settings_of(db, agent_id)["remote_roots"]
+    settings = settings_of(db, agent_id)
+    configured = settings["remote_roots"]
+    facts = json.loads(facts)
     told = (live.about.get("roots") if live else None) or []
     reported = {root["path"]: root for root in told}
     scanning = alive and bool(stats.get("active"))
     return {
-        "id": agent_id, "name": name, "address": address, **json.loads(facts),
+        "id": agent_id, "name": name, "address": address, **facts,
+        "hash_algo": hash_that_runs(settings["hash_algo"], facts.get("hash_algos")),
         "state": ("scanning" if scanning else "online") if alive else "away",
         "first_seen": first_seen, "last_seen": last_seen, "last_rev": last_rev,
         "stats": stats, "stats_at": live.about.get("stats_at") if live else None,
@@ -11840,6 +11843,13 @@ def _shown_agent(db, presence: AgentPresence, row: tuple, roots: list, rejected:
         "settings": stored_settings(db, agent_id), "remote_roots": configured,
         "commands_waiting": len(live.commands) if live else 0,
     }
+
+
+def hash_that_runs(asked: str, available) -> str | None:
+    """The function a machine really hashes with; None where it has not told what it can."""
+    if not isinstance(available, list) or not available:
+        return None
+    return asked if asked in available else "sha256"
 
 
 def _shown_root(root: CatalogRoot, reported: dict | None, alive: bool,
@@ -16972,6 +16982,7 @@ import { openDialog } from "./dialog.js";
 import { el, put } from "./dom.js";
 import { failed, loading } from "./empty.js";
 import { bytes, count, plural } from "./format.js";
+import { hashMixNotice } from "./hash_mix.js";
 import { onLive } from "./live.js";
 import { MachineCard } from "./machine_card.js";
 import { go } from "./router.js";
@@ -16979,6 +16990,7 @@ import { SettingField, groupsOf, refusedField } from "./setting_form.js";
 import { toast, told } from "./toast.js";
 
 const REFRESH_MS = 15000;
+const HOST_PORT = "8765";
 const CLEAR_WARNING = "The agent forgets what it knows and reads every file again at its next scan. The catalogue here keeps everything.";
 
 export class MachinesView {
@@ -17032,9 +17044,11 @@ export class MachinesView {
       this.grid = el("div", { class: "machines" });
       this.title = el("p", { class: "total" });
       this.how = this.howTo();
-      put(this.root, el("div", { class: "page-head" }, el("h1", null, "Machines"), this.title), this.grid,
-        this.how);
+      this.mixed = el("div");
+      put(this.root, el("div", { class: "page-head" }, el("h1", null, "Machines"), this.title), this.mixed,
+        this.grid, this.how);
     }
+    this.drawMixed();
     const away = this.agents.filter((agent) => agent.state === "away").length;
     put(this.title, `${plural(this.agents.length, "machine")}${away ? `, ${away} not connected` : ""}`);
     for (const [id, card] of this.cards) if (!this.agents.some((agent) =>
@@ -17048,27 +17062,49 @@ export class MachinesView {
     }
   }
 
-  // A page opened as localhost must not send people's other machines to themselves.
+  // Drawn anew only when it changes, so that its button keeps the focus.
+  drawMixed() {
+    const key = JSON.stringify(this.agents.map(({ id, name, files, missing, hash_algo, hash_algos }) =>
+      [id, name, Boolean(files || missing), hash_algo, hash_algos]));
+    if (key === this.mixedKey) return;
+    this.mixedKey = key;
+    put(this.mixed, hashMixNotice(this.agents));
+  }
+
+  // A page opened as localhost, perhaps through a tunnel, must not send people's other machines to
+  // themselves: then the host's own address, port and scheme are told.
   hostAddress() {
-    const local = /^(localhost|127\.|\[::1\])/.test(location.hostname);
-    const name = local && this.host.addresses && this.host.addresses.length ? this.host.addresses[0]
-      : location.hostname;
-    return { name: name.includes(":") && !name.startsWith("[") ? `[${name}]` : name, port: location.port
-      || (location.protocol === "https:" ? "443" : "80") };
+    const here = /^(localhost|127\.|\[::1\])/.test(location.hostname);
+    const { addresses = [], port, scheme } = this.host;
+    const [first] = addresses;
+    const secure = here && scheme ? scheme === "https" : location.protocol === "https:";
+    const at = {
+      name: here && first ? first : location.hostname, secure,
+      port: String((here && port) || location.port || (secure ? 443 : 80)),
+      others: addresses.filter((one) => one !== (here ? first : location.hostname)),
+    };
+    const bracketed = at.name.includes(":") && !at.name.startsWith("[") ? `[${at.name}]` : at.name;
+    return { ...at, name: bracketed, alone: here && /^(localhost|127\.|::1$)/.test(first || "") };
   }
 
   howTo() {
-    const { name, port } = this.hostAddress();
-    const at = `${location.protocol}//${name}:${port}`;
-    const host = location.protocol === "https:" ? at : port === "8765" ? name : `${name}:${port}`;
+    const { name, port, secure, others, alone } = this.hostAddress();
+    const at = `${secure ? "https" : "http"}://${name}:${port}`;
+    const host = secure ? at : port === HOST_PORT ? name : `${name}:${port}`;
     const line = (label, text) => el("div", { class: "paste" }, el("span", { class: "muted" }, label),
       el("code", null, text), copyButton(text));
     return el("section", { class: "card how", id: "add-machine" }, el("h2", null, "Add a machine"),
+      alone ? el("p", { class: "notice warn" },
+        "This host listens on this machine only. Start it without --bind 127.0.0.1, and other machines can reach it.") : null,
       el("p", { class: "muted" },
         "Paste one line there. It needs Python 3.8 or newer and nothing else; it shows up here within seconds."),
-      line("Linux, macOS, NAS", `curl -o agent.py ${at}/agent.py && python3 agent.py ${host}`),
+      line("Linux, macOS, NAS", `curl -O ${at}/agent.py && python3 agent.py ${host}`),
       line("Windows PowerShell",
         `Invoke-WebRequest ${at}/agent.py -OutFile agent.py; python agent.py ${host}`),
+      others.length && !alone ? el("p", { class: "muted" },
+        `From another network, put the address there that it reaches: ${others.join(", ")}.`) : null,
+      secure ? el("p", { class: "muted" },
+        "With a certificate of your own making, add --cafile FILE to the agent and --cacert FILE to curl.") : null,
       el("p", { class: "muted" },
         "Then add its folders with \u201CAdd a folder\u201D, or name them at the end of the line. Videos are described where ffprobe is installed."),
       el("p", null, el("a", { href: "/agent.py", download: "agent.py" }, "Download agent.py")));
@@ -18078,6 +18114,8 @@ main { overflow: auto; min-width: 0; }
 .empty .row { justify-content: center; }
 .card .empty { margin: 1.2rem auto; }
 .notice { padding: .55rem .8rem; border-radius: 7px; background: var(--sunken); margin: .6rem 0; }
+.notice.warn { background: var(--warn-soft); margin: 0 0 1rem; overflow-wrap: anywhere; }
+.notice.warn .row { margin-top: .35rem; }
 .notice.bad { background: var(--bad-soft); color: var(--bad); overflow-wrap: anywhere; }
 .toasts { position: fixed; right: 1rem; bottom: 1rem; z-index: 40; display: grid; gap: .5rem; max-width: min(28rem, calc(100vw - 2rem)); }
 .toast { padding: .6rem 1rem; border-radius: 8px; background: var(--text); color: var(--surface); box-shadow: var(--shadow); overflow-wrap: anywhere; }
@@ -18098,7 +18136,8 @@ td .s-present { background: none; padding: 0; color: var(--muted); }
 .is-missing .name { text-decoration: line-through; text-decoration-color: var(--strong-line); }
 
 /* Cards, tiles, charts */
-.cards { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 23rem), 1fr)); margin-bottom: 1rem; }
+.cards { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 23rem), 1fr)); margin-bottom: 1rem; }
+.cards .stack { display: grid; gap: 1rem; align-content: start; min-width: 0; }
 .cards.two { grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); align-items: start; }
 .card { background: var(--surface); border: 1px solid var(--line); border-radius: 10px; padding: .95rem 1.1rem; min-width: 0; }
 .card > h2 { margin-bottom: .6rem; }
@@ -18122,6 +18161,7 @@ td .s-present { background: none; padding: 0; color: var(--muted); }
 .chart .bar.dim { fill: var(--dim); }
 .growth .grid { stroke: var(--line); }
 .growth .line { fill: none; stroke: var(--bar); stroke-width: 2; stroke-linejoin: round; }
+.growth .line.unseen { stroke-dasharray: 3 4; opacity: .75; }
 .growth .area { fill: var(--bar); opacity: .14; }
 .growth .point { fill: var(--bar); }
 .growth .number { font-weight: 600; }
@@ -18222,6 +18262,7 @@ th[aria-sort=ascending] .arrow::after { content: "\2191"; } th[aria-sort=descend
 .tree-scroll { overflow: auto; background: var(--surface); border: 1px solid var(--line); border-radius: 10px; padding: .3rem .9rem .6rem; }
 .tree thead th { position: sticky; top: -.3rem; background: var(--surface); z-index: 1; padding-top: .5rem; }
 .tree-name { display: flex; align-items: baseline; gap: .3rem; }
+.tree-name .above { display: block; font-size: .9em; }
 .tree-name.leaf { padding-left: 1.5rem; }
 .twist { border: 0; background: none; padding: 0; min-height: 0; width: 1.2rem; height: 1.2rem; justify-content: center; color: var(--muted); flex: none; }
 .twist[aria-expanded=true] { transform: rotate(90deg); }
@@ -19728,6 +19769,7 @@ def give_large_blocks_back() -> None:
 
 SCAN_POLL_S = 0.5
 SCAN_START_S = 30.0
+EVERY_ADDRESS = ("", "0.0.0.0", "::")
 
 
 def server_parser() -> argparse.ArgumentParser:
@@ -19861,7 +19903,8 @@ class ServerProgram:
                             certfile=arguments.certfile, keyfile=arguments.keyfile)
         lock.write_holder({"port": server.port, "address": arguments.bind,
                            "tls": bool(arguments.certfile)})
-        routes.host = {"name": to_text(platform.node()), "addresses": own_addresses()[:8],
+        routes.host = {"name": to_text(platform.node()),
+                       "addresses": reached_at(arguments.bind)[:8],
                        "port": server.port, "scheme": "https" if arguments.certfile else "http"}
         self._catch_signals(self.stop_requested.set)
         give_large_blocks_back()
@@ -19926,7 +19969,7 @@ def server_url(holder: dict) -> str:
     if "port" not in holder:
         raise FolderBusyError("another host is just starting or stopping on this data folder")
     address = holder.get("address") or ""
-    if address in ("", "0.0.0.0", "::"):
+    if address in EVERY_ADDRESS:
         address = "127.0.0.1"
     scheme = "https" if holder.get("tls") else "http"
     return f"{scheme}://{format_address(address, holder['port'])}"
@@ -19985,14 +20028,18 @@ def wait_for_scan(client: JsonClient, roots: list, before: dict) -> dict:
             raise MedialibError("the running host does not scan: " + ", ".join(waiting))
 
 
+def reached_at(bind: str) -> list:
+    """The addresses under which this host answers, the ones to show people first."""
+    return own_addresses() if bind in EVERY_ADDRESS else [bind]
+
+
 def welcome_text(arguments, port: int, catalog: Catalog) -> str:
     """What to open, and what to paste on other machines."""
     scheme = "https" if arguments.certfile else "http"
-    wildcard = arguments.bind in ("", "0.0.0.0", "::")
-    addresses = own_addresses() if wildcard else [arguments.bind]
+    addresses = reached_at(arguments.bind)
     best = addresses[0] if addresses else "127.0.0.1"
     urls = [f"{scheme}://{format_address(address, port)}" for address in addresses[:4]]
-    if wildcard:
+    if arguments.bind in EVERY_ADDRESS:
         urls.append(f"{scheme}://localhost:{port}")
     shown = format_address(best, port) if port != HOST_PORT else best
     host = f"{scheme}://{format_address(best, port)}" if scheme == "https" else shown

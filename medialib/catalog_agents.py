@@ -150,12 +150,15 @@ def _shown_agent(db, presence: AgentPresence, row: tuple, roots: list, rejected:
     alive = live is not None and live.is_alive(now)
     last_seen = max(last_seen, live.last_seen if live else 0.0)
     stats = presence.stats_of(live) if live else {}
-    configured = settings_of(db, agent_id)["remote_roots"]
+    settings = settings_of(db, agent_id)
+    configured = settings["remote_roots"]
+    facts = json.loads(facts)
     told = (live.about.get("roots") if live else None) or []
     reported = {root["path"]: root for root in told}
     scanning = alive and bool(stats.get("active"))
     return {
-        "id": agent_id, "name": name, "address": address, **json.loads(facts),
+        "id": agent_id, "name": name, "address": address, **facts,
+        "hash_algo": hash_that_runs(settings["hash_algo"], facts.get("hash_algos")),
         "state": ("scanning" if scanning else "online") if alive else "away",
         "first_seen": first_seen, "last_seen": last_seen, "last_rev": last_rev,
         "stats": stats, "stats_at": live.about.get("stats_at") if live else None,
@@ -168,6 +171,13 @@ def _shown_agent(db, presence: AgentPresence, row: tuple, roots: list, rejected:
         "settings": stored_settings(db, agent_id), "remote_roots": configured,
         "commands_waiting": len(live.commands) if live else 0,
     }
+
+
+def hash_that_runs(asked: str, available) -> str | None:
+    """The function a machine really hashes with; None where it has not told what it can."""
+    if not isinstance(available, list) or not available:
+        return None
+    return asked if asked in available else "sha256"
 
 
 def _shown_root(root: CatalogRoot, reported: dict | None, alive: bool,

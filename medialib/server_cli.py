@@ -39,6 +39,7 @@ from .sqlite_store import copy_database
 
 SCAN_POLL_S = 0.5
 SCAN_START_S = 30.0
+EVERY_ADDRESS = ("", "0.0.0.0", "::")
 
 
 def server_parser() -> argparse.ArgumentParser:
@@ -172,7 +173,8 @@ class ServerProgram:
                             certfile=arguments.certfile, keyfile=arguments.keyfile)
         lock.write_holder({"port": server.port, "address": arguments.bind,
                            "tls": bool(arguments.certfile)})
-        routes.host = {"name": to_text(platform.node()), "addresses": own_addresses()[:8],
+        routes.host = {"name": to_text(platform.node()),
+                       "addresses": reached_at(arguments.bind)[:8],
                        "port": server.port, "scheme": "https" if arguments.certfile else "http"}
         self._catch_signals(self.stop_requested.set)
         give_large_blocks_back()
@@ -237,7 +239,7 @@ def server_url(holder: dict) -> str:
     if "port" not in holder:
         raise FolderBusyError("another host is just starting or stopping on this data folder")
     address = holder.get("address") or ""
-    if address in ("", "0.0.0.0", "::"):
+    if address in EVERY_ADDRESS:
         address = "127.0.0.1"
     scheme = "https" if holder.get("tls") else "http"
     return f"{scheme}://{format_address(address, holder['port'])}"
@@ -296,14 +298,18 @@ def wait_for_scan(client: JsonClient, roots: list, before: dict) -> dict:
             raise MedialibError("the running host does not scan: " + ", ".join(waiting))
 
 
+def reached_at(bind: str) -> list:
+    """The addresses under which this host answers, the ones to show people first."""
+    return own_addresses() if bind in EVERY_ADDRESS else [bind]
+
+
 def welcome_text(arguments, port: int, catalog: Catalog) -> str:
     """What to open, and what to paste on other machines."""
     scheme = "https" if arguments.certfile else "http"
-    wildcard = arguments.bind in ("", "0.0.0.0", "::")
-    addresses = own_addresses() if wildcard else [arguments.bind]
+    addresses = reached_at(arguments.bind)
     best = addresses[0] if addresses else "127.0.0.1"
     urls = [f"{scheme}://{format_address(address, port)}" for address in addresses[:4]]
-    if wildcard:
+    if arguments.bind in EVERY_ADDRESS:
         urls.append(f"{scheme}://localhost:{port}")
     shown = format_address(best, port) if port != HOST_PORT else best
     host = f"{scheme}://{format_address(best, port)}" if scheme == "https" else shown

@@ -60,9 +60,8 @@ def make_library(root, videos) -> None:
 def wait_for_scan(host, files: int) -> None:
     def done():
         summary = host.post("/api/summary")
-        local = next(agent for agent in host.post("/api/agents")["agents"]
-                     if agent["id"] == "local")
-        return summary["files"] >= files and not (local.get("stats") or {}).get("active")
+        local = host.agents().get("local")
+        return local and summary["files"] >= files and not (local["stats"] or {}).get("active")
     support.wait_until(done, 60, f"{files} scanned files", pause_s=0.2)
 
 
@@ -373,6 +372,53 @@ def test_forgetting_says_the_count_first(browser, running, root, tmp_path):
     browser.shows("dialog", f"{FILES} files")
     browser.click("dialog footer .danger", f"Forget {FILES}")
     browser.until(lambda: host.post("/api/summary")["files"] in (0, FILES), "the answer")
+
+
+def other_machine(host, algos: list) -> None:
+    """A machine that can hash with these functions only, with one file."""
+    about = {"id": "7f5b7d0c-0000-4000-8000-000000000001", "name": "old laptop",
+             "hash_algos": algos, "version": "1.0.0", "protocol": 1}
+    host.post("/ingest/hello", {"agent": {**about, "roots": [{"path": "/m", "state": "online"}]},
+                                "stats": {}})
+    digest = f"{1:064x}"
+    host.post("/ingest/batch", {"batch_id": "1", "agent": about, "root": "/m", "files": [{
+        "kind": "image", "path": "/m/1.jpg", "size": 5, "mtime": 1.6e9, "ctime": 1.6e9,
+        "ext": ".jpg", "inode_key": "5:1600000000000000000:7:1", "hashes": {
+            "algo": algos[-1], "sample_size": 65536, "sample_hash": digest,
+            "full_hash": digest}}]})
+
+
+def test_hashes_that_cannot_be_compared_are_told_and_mended(browser, running, root):
+    host = running.host(str(root / "pictures"), name="mixed").start()
+    wait_for_scan(host, FILES)
+    own = host.agents()["local"]["hash_algo"]
+    other_machine(host, ["sha256"] if own != "sha256" else ["xxhash64"])
+    host.settings(hash_algo=own)
+    if own == "sha256":  # then the other one is told to differ
+        host.post("/api/agents/set", {"agent": "7f5b7d0c-0000-4000-8000-000000000001",
+                                      "settings": {"hash_algo": "xxhash64"}})
+    for place in ("#duplicates", "#machines"):
+        browser.open(host.url, place)
+        notice = browser.shows(".notice.warn", "cannot be found").text
+        assert "on old laptop" in notice
+        assert f"{own} on local" in notice
+    assert not browser.violations()
+    if own != "sha256":
+        browser.click(".notice.warn button", "use sha256 everywhere")
+        browser.click("dialog footer .primary", "Use sha256")
+        browser.until(lambda: setting_of(host, "hash_algo") == "sha256", "the setting")
+        browser.until(lambda: "cannot be found" not in "".join(browser.texts(".notice.warn")),
+                      "the notice to go")
+
+
+def test_identical_folders_are_exported(browser, host):
+    open_at(browser, host, "#duplicates?state=folders")
+    browser.click(".tools button", "Export")
+    browser.click("dialog .choice", "CSV")
+    target = browser.downloads / "medialib-identical-folders.csv"
+    browser.until(target.exists, "the download")
+    with target.open(encoding="utf-8-sig", newline="") as file:
+        assert len(list(csv.DictReader(file))) == 2
 
 
 @pytest.mark.parametrize("sort", ["name", "size", "mtime", "changed", "first_seen", "duration"])

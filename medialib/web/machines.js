@@ -7,6 +7,7 @@ import { openDialog } from "./dialog.js";
 import { el, put } from "./dom.js";
 import { failed, loading } from "./empty.js";
 import { bytes, count, plural } from "./format.js";
+import { hashMixNotice } from "./hash_mix.js";
 import { onLive } from "./live.js";
 import { MachineCard } from "./machine_card.js";
 import { go } from "./router.js";
@@ -14,6 +15,7 @@ import { SettingField, groupsOf, refusedField } from "./setting_form.js";
 import { toast, told } from "./toast.js";
 
 const REFRESH_MS = 15000;
+const HOST_PORT = "8765";
 const CLEAR_WARNING = "The agent forgets what it knows and reads every file again at its next scan. The catalogue here keeps everything.";
 
 export class MachinesView {
@@ -67,9 +69,11 @@ export class MachinesView {
       this.grid = el("div", { class: "machines" });
       this.title = el("p", { class: "total" });
       this.how = this.howTo();
-      put(this.root, el("div", { class: "page-head" }, el("h1", null, "Machines"), this.title), this.grid,
-        this.how);
+      this.mixed = el("div");
+      put(this.root, el("div", { class: "page-head" }, el("h1", null, "Machines"), this.title), this.mixed,
+        this.grid, this.how);
     }
+    this.drawMixed();
     const away = this.agents.filter((agent) => agent.state === "away").length;
     put(this.title, `${plural(this.agents.length, "machine")}${away ? `, ${away} not connected` : ""}`);
     for (const [id, card] of this.cards) if (!this.agents.some((agent) =>
@@ -83,27 +87,49 @@ export class MachinesView {
     }
   }
 
-  // A page opened as localhost must not send people's other machines to themselves.
+  // Drawn anew only when it changes, so that its button keeps the focus.
+  drawMixed() {
+    const key = JSON.stringify(this.agents.map(({ id, name, files, missing, hash_algo, hash_algos }) =>
+      [id, name, Boolean(files || missing), hash_algo, hash_algos]));
+    if (key === this.mixedKey) return;
+    this.mixedKey = key;
+    put(this.mixed, hashMixNotice(this.agents));
+  }
+
+  // A page opened as localhost, perhaps through a tunnel, must not send people's other machines to
+  // themselves: then the host's own address, port and scheme are told.
   hostAddress() {
-    const local = /^(localhost|127\.|\[::1\])/.test(location.hostname);
-    const name = local && this.host.addresses && this.host.addresses.length ? this.host.addresses[0]
-      : location.hostname;
-    return { name: name.includes(":") && !name.startsWith("[") ? `[${name}]` : name, port: location.port
-      || (location.protocol === "https:" ? "443" : "80") };
+    const here = /^(localhost|127\.|\[::1\])/.test(location.hostname);
+    const { addresses = [], port, scheme } = this.host;
+    const [first] = addresses;
+    const secure = here && scheme ? scheme === "https" : location.protocol === "https:";
+    const at = {
+      name: here && first ? first : location.hostname, secure,
+      port: String((here && port) || location.port || (secure ? 443 : 80)),
+      others: addresses.filter((one) => one !== (here ? first : location.hostname)),
+    };
+    const bracketed = at.name.includes(":") && !at.name.startsWith("[") ? `[${at.name}]` : at.name;
+    return { ...at, name: bracketed, alone: here && /^(localhost|127\.|::1$)/.test(first || "") };
   }
 
   howTo() {
-    const { name, port } = this.hostAddress();
-    const at = `${location.protocol}//${name}:${port}`;
-    const host = location.protocol === "https:" ? at : port === "8765" ? name : `${name}:${port}`;
+    const { name, port, secure, others, alone } = this.hostAddress();
+    const at = `${secure ? "https" : "http"}://${name}:${port}`;
+    const host = secure ? at : port === HOST_PORT ? name : `${name}:${port}`;
     const line = (label, text) => el("div", { class: "paste" }, el("span", { class: "muted" }, label),
       el("code", null, text), copyButton(text));
     return el("section", { class: "card how", id: "add-machine" }, el("h2", null, "Add a machine"),
+      alone ? el("p", { class: "notice warn" },
+        "This host listens on this machine only. Start it without --bind 127.0.0.1, and other machines can reach it.") : null,
       el("p", { class: "muted" },
         "Paste one line there. It needs Python 3.8 or newer and nothing else; it shows up here within seconds."),
-      line("Linux, macOS, NAS", `curl -o agent.py ${at}/agent.py && python3 agent.py ${host}`),
+      line("Linux, macOS, NAS", `curl -O ${at}/agent.py && python3 agent.py ${host}`),
       line("Windows PowerShell",
         `Invoke-WebRequest ${at}/agent.py -OutFile agent.py; python agent.py ${host}`),
+      others.length && !alone ? el("p", { class: "muted" },
+        `From another network, put the address there that it reaches: ${others.join(", ")}.`) : null,
+      secure ? el("p", { class: "muted" },
+        "With a certificate of your own making, add --cafile FILE to the agent and --cacert FILE to curl.") : null,
       el("p", { class: "muted" },
         "Then add its folders with \u201CAdd a folder\u201D, or name them at the end of the line. Videos are described where ffprobe is installed."),
       el("p", null, el("a", { href: "/agent.py", download: "agent.py" }, "Download agent.py")));
