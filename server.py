@@ -77,18 +77,18 @@ here, `there` where in the module: that maps a traceback back.
    14472     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
    14584      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
    14625      1  medialib/web/: The files of the web UI.
-   18755     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   18854     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   18925     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   19097     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   19185     17  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   19322      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   19403      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   19446     45  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   19745     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
-   19770     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+   18812     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   18911     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   18982     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   19154     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   19242     17  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   19379      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   19460      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   19503     45  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   19802     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
+   19827     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: 732a1d1fa2c410c48391ce89d224c813b03490559add4ba69ce3fa956b66f713
+# sha256 of all below this line: 6d966f83027d27f1f8bad1872096e5711eb6ff3e621fbbf8fff61e9512e9f112
 
 from __future__ import annotations
 
@@ -14867,36 +14867,84 @@ function niceTop(value, base) {
   return value;
 }
 
-// Growth: one value a day. The first and last are written at their points, the scale at the left.
+const DAY_MS = 86400000;
+const dayNumber = (text) => Math.round(Date.parse(`${text}T00:00:00Z`) / DAY_MS);
+const dayText = (number) => new Date(number * DAY_MS).toISOString().slice(0, 10);
+
+export function daysBetween(first, last) {
+  return dayNumber(last) - dayNumber(first);
+}
+
+// Days to name below a chart: the first, the last, and firsts of months (or steps of days) between.
+function dayTicks(first, last, room) {
+  const span = last - first;
+  const most = Math.max(2, Math.floor(room));
+  if (span < most) return Array.from({ length: span + 1 }, (_, i) => first + i);
+  if (span < 62) {
+    const step = Math.ceil(span / (most - 1));
+    return Array.from({ length: Math.floor(span / step) + 1 }, (_, i) => first + i * step);
+  }
+  const step = [1, 2, 3, 4, 6, 12, 24, 60].find((months) => span / 30.4 / months <= most) || 120;
+  const ticks = [];
+  const [year, month] = dayText(first).split("-").map(Number);
+  for (let next = Math.ceil(month / step) * step; ; next += step) {
+    const number = Math.round(Date.UTC(year, next, 1) / DAY_MS);
+    if (number > last) return ticks;
+    ticks.push(number);
+  }
+}
+
+// Growth: a value for each day the host ran, placed by its date. Where days are missing the line is
+// dashed: nobody looked. The last value stands at its point, the scale at the left.
 export function growthChart(days, by) {
   const values = days.map((day) => day[by]);
+  const dates = days.map((day) => dayNumber(day.day));
   const say = by === "files" ? count : bytes;
+  const sayRound = (value) => say(value).replace(/\.0+(?=\D)/, "");
   return responsive("growth", (width, em) => {
     const height = Math.round(em * 13);
     const unit = by === "bytes" ? 1024 ** Math.floor(Math.log(Math.max(1, ...values)) / Math.log(1024)) : 1;
     const top = niceTop(Math.max(1, ...values) / unit, 10) * unit;
     const box = { left: em * 5.6, right: width - em * 0.6, top: em * 1.5, bottom: height - em * 1.9 };
-    const x = (i) => box.left + ((box.right - box.left) * i) / (days.length - 1);
-    const y = (value) => box.bottom - ((box.bottom - box.top) * value) / top;
-    const line = values.map((value, i) =>
-      `${i ? "L" : "M"}${x(i).toFixed(1)} ${y(value).toFixed(1)}`).join("");
     const end = values.length - 1;
+    const span = dates[end] - dates[0];
+    const x = (date) => box.left + ((box.right - box.left) * (date - dates[0])) / span;
+    const y = (value) => box.bottom - ((box.bottom - box.top) * value) / top;
+    const at = (i) => `${x(dates[i]).toFixed(1)} ${y(values[i]).toFixed(1)}`;
+    const whole = `M${values.map((_, i) => at(i)).join("L")}`;
+    let seen = "";
+    let unseen = "";
+    for (let i = 1; i <= end; i += 1) {
+      if (dates[i] - dates[i - 1] > 1) unseen += `M${at(i - 1)}L${at(i)}`;
+      else seen += `${i === 1 || dates[i - 1] - dates[i - 2] > 1 ? `M${at(i - 1)}` : ""}L${at(i)}`;
+    }
     const label = `From ${say(values[0])} on ${days[0].day} to ${say(values[end])} on ${days[end].day}`;
+    const half = ((box.right - box.left) / Math.max(1, span)) / 2;
     return svg("svg", { width, height, role: "img", "aria-label": label },
       [0, 0.5, 1].map((part) => [
         svg("line", { class: "grid", x1: box.left, x2: box.right, y1: y(top * part), y2: y(top * part) }),
         svg("text", { class: "share", x: box.left - em * 0.6, y: y(top * part), "text-anchor": "end",
-          "dominant-baseline": "central" }, say(top * part)),
+          "dominant-baseline": "central" }, sayRound(top * part)),
       ]),
-      svg("path", { class: "area", d: `${line}L${x(end)} ${box.bottom}L${box.left} ${box.bottom}Z` }),
-      svg("path", { class: "line", d: line }),
-      svg("circle", { class: "point", cx: x(end), cy: y(values[end]), r: em * 0.28 }),
-      svg("text", { class: "number", x: x(end), y: Math.max(em * 0.8, y(values[end]) - em * 0.9),
+      dayTicks(dates[0], dates[end], (box.right - box.left) / (em * 4.4)).map((date) =>
+        dayMark(date, { x: x(date), box, height, em, span })),
+      svg("path", { class: "area", d: `${whole}L${x(dates[end])} ${box.bottom}L${box.left} ${box.bottom}Z` }),
+      svg("path", { class: "line unseen", d: unseen }), svg("path", { class: "line", d: seen }),
+      svg("circle", { class: "point", cx: x(dates[end]), cy: y(values[end]), r: em * 0.28 }),
+      svg("text", { class: "number", x: x(dates[end]), y: Math.max(em * 0.8, y(values[end]) - em * 0.9),
         "text-anchor": "end" }, say(values[end])),
-      svg("text", { class: "share", x: box.left, y: height - em * 0.4, "text-anchor": "start" }, days[0].day),
-      svg("text", { class: "share", x: box.right, y: height - em * 0.4, "text-anchor": "end" },
-        days[end].day));
+      days.map((day, i) => svg("rect", { class: "hit", x: x(dates[i]) - half, y: box.top,
+        width: Math.max(1, half * 2), height: box.bottom - box.top },
+      svg("title", null, `${day.day}: ${count(day.files)} files, ${bytes(day.bytes)}`))));
   });
+}
+
+// A tick with its date; months are named without the day. At the edges the text turns inwards.
+function dayMark(date, { x, box, height, em, span }) {
+  const text = span < 62 ? dayText(date).slice(5) : dayText(date).slice(0, 7);
+  const anchor = x - box.left < em * 1.5 ? "start" : box.right - x < em * 1.5 ? "end" : "middle";
+  return [svg("line", { class: "grid", x1: x, x2: x, y1: box.bottom, y2: box.bottom + em * 0.35 }),
+    svg("text", { class: "share", x, y: height - em * 0.4, "text-anchor": anchor }, text)];
 }
 
 // A share as a small bar; the number always stands beside it as text.
@@ -15922,7 +15970,8 @@ export class FoldersView {
   }
 
   mapItems(answer) {
-    const items = answer.folders.slice();
+    const items = answer.folders.map((folder) => (this.agent ? folder
+      : { ...folder, name: `${folder.agent.name}: ${folder.name}` }));
     if (answer.own && answer.own.bytes) items.push({ name: "files here", own: true, ...answer.own,
       href: this.filesHere(answer) });
     return items.sort((a, b) => b.bytes - a.bytes);
@@ -15990,7 +16039,7 @@ export class FoldersView {
     const row = el("tr", { class: folder.state === "offline" ? "is-offline" : null },
       el("td", { class: "grow" }, el("div", { class: "tree-name",
         style: { "padding-left": `${level * 1.2}em` } }, toggle,
-        el("a", { href: place(folder) }, several ? el("span", { class: "muted" }, `${folder.agent.name} `)
+        el("a", { href: place(folder) }, several ? el("span", { class: "muted above" }, folder.agent.name)
           : null, name(folder.name)), folder.state === "offline" ? stateMark("offline") : null)),
       this.bar(folder.bytes, most, all), el("td", { class: "num" }, bytes(folder.bytes)),
         el("td", { class: "num low" }, count(folder.files)));
@@ -16275,18 +16324,21 @@ const KIND_LISTS = {
 
 function table(label, first, items, link, extra) {
   const all = items.reduce((sum, item) => sum + item.bytes, 0);
+  const largest = [...items].sort((a, b) => b.bytes - a.bytes || b.files - a.files);
   return el("table", { class: "plain", "aria-label": label },
     el("thead", null, el("tr", null, el("th", { scope: "col" }, first),
       el("th", { scope: "col", class: "num" }, "Files"), el("th", { scope: "col", class: "num" }, "Size"),
       el("th", { scope: "col", class: "num low" }, "Share"), extra
         ? el("th", { scope: "col" }, "Give it a kind") : null)),
-    el("tbody", null, items.map((item) => el("tr", null,
+    el("tbody", null, largest.map((item) => el("tr", null,
       el("td", { class: "grow" }, el("a", { href: link(item) }, item.label || item.value
       || "(no extension)")),
       el("td", { class: "num" }, count(item.files)), el("td", { class: "num" }, bytes(item.bytes)),
         el("td", { class: "num muted low" }, percent(item.bytes, all)), extra ? el("td", null, extra(item))
         : null))));
 }
+
+const total = (answer) => `${plural(answer.total.files, "file")}, ${bytes(answer.total.bytes)}`;
 
 function card(title, lead, content) {
   return el("section", { class: "card" }, el("h2", null, title), el("p", { class: "muted" }, lead), content);
@@ -16315,28 +16367,33 @@ export class JunkView {
   }
 
   draw(junk, unknown) {
-    const total = (answer) => `${plural(answer.total.files, "file")}, ${bytes(answer.total.bytes)}`;
     put(this.root, el("div", { class: "page-head" }, el("h1", null, "Junk and unknown types")),
-      el("div", { class: "cards two" },
-      junk.total.files ? card("Junk by reason",
-        `${total(junk)} match the junk patterns. Nothing is ever deleted from here.`,
-        [table("Junk by reason", "Reason", junk.facets.reason || [],
-          (item) => href("library", { kind: "junk", reason: item.value, sort: "size", order: "desc" })),
-          el("p", null, el("a", { href: href("library", { kind: "junk", sort: "size", order: "desc" }) },
-            "All junk in the Library"), " \u00B7 ", el("a", { href: href("settings") },
-            "Edit the patterns"))])
-        : card("Junk", "Temporary files, thumbnails and other leftovers.",
-          emptyState("No junk found", "What counts as junk is set by junk_patterns.",
-          el("a", { class: "button", href: href("settings") }, "See the patterns"))),
-      unknown.total.files ? card("Unknown types",
-        `${total(unknown)} have an extension that is in no list. Give an extension a kind and the catalogue is classified again at once.`,
-        table("Unknown types", "Extension", unknown.facets.ext || [],
-          (item) => href("library", { kind: "unknown", ext: item.value }), (item) => this.kindPicker(item)))
-        : card("Unknown types", "Extensions that are in no list.",
-          emptyState("Every extension has a kind", "New ones show up here by themselves.")),
-      junk.total.files ? card("Junk by extension", "The same files by their extension.",
-        table("Junk by extension", "Extension", junk.facets.ext || [],
-        (item) => href("library", { kind: "junk", ext: item.value }))) : null));
+      el("div", { class: "cards two" }, el("div", { class: "stack" }, this.junkCards(junk)),
+        this.unknownCard(unknown)));
+  }
+
+  junkCards(junk) {
+    if (!junk.total.files) return card("Junk", "Temporary files, thumbnails and other leftovers.",
+      emptyState("No junk found", "What counts as junk is set by junk_patterns.",
+        el("a", { class: "button", href: href("settings") }, "See the patterns")));
+    const all = href("library", { kind: "junk", sort: "size", order: "desc" });
+    return [card("Junk by reason", `${total(junk)} match the junk patterns. Nothing is ever deleted from here.`,
+      [table("Junk by reason", "Reason", junk.facets.reason || [],
+        (item) => href("library", { kind: "junk", reason: item.value, sort: "size", order: "desc" })),
+      el("p", null, el("a", { href: all }, "All junk in the Library"), " \u00B7 ",
+        el("a", { href: href("settings") }, "Edit the patterns"))]),
+    card("Junk by extension", "The same files by their extension.",
+      table("Junk by extension", "Extension", junk.facets.ext || [],
+        (item) => href("library", { kind: "junk", ext: item.value })))];
+  }
+
+  unknownCard(unknown) {
+    if (!unknown.total.files) return card("Unknown types", "Extensions that are in no list.",
+      emptyState("Every extension has a kind", "New ones show up here by themselves."));
+    return card("Unknown types",
+      `${total(unknown)} have an extension that is in no list. Give an extension a kind and the catalogue is classified again at once.`,
+      table("Unknown types", "Extension", unknown.facets.ext || [],
+        (item) => href("library", { kind: "unknown", ext: item.value }), (item) => this.kindPicker(item)));
   }
 
   kindPicker(item) {
@@ -17352,7 +17409,7 @@ readCounts();
     "overview.js": r'''// Overview: what there is, what is wrong, what could go, what happened lately.
 
 import { Latest, call } from "./api.js";
-import { barChart, growthChart, splitBar } from "./charts.js";
+import { barChart, daysBetween, growthChart, splitBar } from "./charts.js";
 import { KINDS, stateMark } from "./columns.js";
 import { button, el, keepingFocus, name, plainName, put } from "./dom.js";
 import { emptyState, failed, loading } from "./empty.js";
@@ -17520,7 +17577,7 @@ export class OverviewView {
     const [first, end] = [days[0][this.by], days[days.length - 1][this.by]];
     const gain = `${end < first ? "\u2212" : "+"}${this.by === "files" ? count(Math.abs(end - first)) : bytes(Math.abs(end - first))}`;
     put(place, growthChart(days, this.by), el("p", { class: "muted" },
-      `${gain} in ${plural(days.length, "day")}`));
+      `${gain} in ${plural(daysBetween(days[0].day, days[days.length - 1].day), "day")}, since ${days[0].day}`));
   }
 
   recentPart(place, { files }) {

@@ -86,36 +86,84 @@ function niceTop(value, base) {
   return value;
 }
 
-// Growth: one value a day. The first and last are written at their points, the scale at the left.
+const DAY_MS = 86400000;
+const dayNumber = (text) => Math.round(Date.parse(`${text}T00:00:00Z`) / DAY_MS);
+const dayText = (number) => new Date(number * DAY_MS).toISOString().slice(0, 10);
+
+export function daysBetween(first, last) {
+  return dayNumber(last) - dayNumber(first);
+}
+
+// Days to name below a chart: the first, the last, and firsts of months (or steps of days) between.
+function dayTicks(first, last, room) {
+  const span = last - first;
+  const most = Math.max(2, Math.floor(room));
+  if (span < most) return Array.from({ length: span + 1 }, (_, i) => first + i);
+  if (span < 62) {
+    const step = Math.ceil(span / (most - 1));
+    return Array.from({ length: Math.floor(span / step) + 1 }, (_, i) => first + i * step);
+  }
+  const step = [1, 2, 3, 4, 6, 12, 24, 60].find((months) => span / 30.4 / months <= most) || 120;
+  const ticks = [];
+  const [year, month] = dayText(first).split("-").map(Number);
+  for (let next = Math.ceil(month / step) * step; ; next += step) {
+    const number = Math.round(Date.UTC(year, next, 1) / DAY_MS);
+    if (number > last) return ticks;
+    ticks.push(number);
+  }
+}
+
+// Growth: a value for each day the host ran, placed by its date. Where days are missing the line is
+// dashed: nobody looked. The last value stands at its point, the scale at the left.
 export function growthChart(days, by) {
   const values = days.map((day) => day[by]);
+  const dates = days.map((day) => dayNumber(day.day));
   const say = by === "files" ? count : bytes;
+  const sayRound = (value) => say(value).replace(/\.0+(?=\D)/, "");
   return responsive("growth", (width, em) => {
     const height = Math.round(em * 13);
     const unit = by === "bytes" ? 1024 ** Math.floor(Math.log(Math.max(1, ...values)) / Math.log(1024)) : 1;
     const top = niceTop(Math.max(1, ...values) / unit, 10) * unit;
     const box = { left: em * 5.6, right: width - em * 0.6, top: em * 1.5, bottom: height - em * 1.9 };
-    const x = (i) => box.left + ((box.right - box.left) * i) / (days.length - 1);
-    const y = (value) => box.bottom - ((box.bottom - box.top) * value) / top;
-    const line = values.map((value, i) =>
-      `${i ? "L" : "M"}${x(i).toFixed(1)} ${y(value).toFixed(1)}`).join("");
     const end = values.length - 1;
+    const span = dates[end] - dates[0];
+    const x = (date) => box.left + ((box.right - box.left) * (date - dates[0])) / span;
+    const y = (value) => box.bottom - ((box.bottom - box.top) * value) / top;
+    const at = (i) => `${x(dates[i]).toFixed(1)} ${y(values[i]).toFixed(1)}`;
+    const whole = `M${values.map((_, i) => at(i)).join("L")}`;
+    let seen = "";
+    let unseen = "";
+    for (let i = 1; i <= end; i += 1) {
+      if (dates[i] - dates[i - 1] > 1) unseen += `M${at(i - 1)}L${at(i)}`;
+      else seen += `${i === 1 || dates[i - 1] - dates[i - 2] > 1 ? `M${at(i - 1)}` : ""}L${at(i)}`;
+    }
     const label = `From ${say(values[0])} on ${days[0].day} to ${say(values[end])} on ${days[end].day}`;
+    const half = ((box.right - box.left) / Math.max(1, span)) / 2;
     return svg("svg", { width, height, role: "img", "aria-label": label },
       [0, 0.5, 1].map((part) => [
         svg("line", { class: "grid", x1: box.left, x2: box.right, y1: y(top * part), y2: y(top * part) }),
         svg("text", { class: "share", x: box.left - em * 0.6, y: y(top * part), "text-anchor": "end",
-          "dominant-baseline": "central" }, say(top * part)),
+          "dominant-baseline": "central" }, sayRound(top * part)),
       ]),
-      svg("path", { class: "area", d: `${line}L${x(end)} ${box.bottom}L${box.left} ${box.bottom}Z` }),
-      svg("path", { class: "line", d: line }),
-      svg("circle", { class: "point", cx: x(end), cy: y(values[end]), r: em * 0.28 }),
-      svg("text", { class: "number", x: x(end), y: Math.max(em * 0.8, y(values[end]) - em * 0.9),
+      dayTicks(dates[0], dates[end], (box.right - box.left) / (em * 4.4)).map((date) =>
+        dayMark(date, { x: x(date), box, height, em, span })),
+      svg("path", { class: "area", d: `${whole}L${x(dates[end])} ${box.bottom}L${box.left} ${box.bottom}Z` }),
+      svg("path", { class: "line unseen", d: unseen }), svg("path", { class: "line", d: seen }),
+      svg("circle", { class: "point", cx: x(dates[end]), cy: y(values[end]), r: em * 0.28 }),
+      svg("text", { class: "number", x: x(dates[end]), y: Math.max(em * 0.8, y(values[end]) - em * 0.9),
         "text-anchor": "end" }, say(values[end])),
-      svg("text", { class: "share", x: box.left, y: height - em * 0.4, "text-anchor": "start" }, days[0].day),
-      svg("text", { class: "share", x: box.right, y: height - em * 0.4, "text-anchor": "end" },
-        days[end].day));
+      days.map((day, i) => svg("rect", { class: "hit", x: x(dates[i]) - half, y: box.top,
+        width: Math.max(1, half * 2), height: box.bottom - box.top },
+      svg("title", null, `${day.day}: ${count(day.files)} files, ${bytes(day.bytes)}`))));
   });
+}
+
+// A tick with its date; months are named without the day. At the edges the text turns inwards.
+function dayMark(date, { x, box, height, em, span }) {
+  const text = span < 62 ? dayText(date).slice(5) : dayText(date).slice(0, 7);
+  const anchor = x - box.left < em * 1.5 ? "start" : box.right - x < em * 1.5 ? "end" : "middle";
+  return [svg("line", { class: "grid", x1: x, x2: x, y1: box.bottom, y2: box.bottom + em * 0.35 }),
+    svg("text", { class: "share", x, y: height - em * 0.4, "text-anchor": anchor }, text)];
 }
 
 // A share as a small bar; the number always stands beside it as text.

@@ -64,7 +64,8 @@ export class FoldersView {
   }
 
   mapItems(answer) {
-    const items = answer.folders.slice();
+    const items = answer.folders.map((folder) => (this.agent ? folder
+      : { ...folder, name: `${folder.agent.name}: ${folder.name}` }));
     if (answer.own && answer.own.bytes) items.push({ name: "files here", own: true, ...answer.own,
       href: this.filesHere(answer) });
     return items.sort((a, b) => b.bytes - a.bytes);
@@ -132,7 +133,7 @@ export class FoldersView {
     const row = el("tr", { class: folder.state === "offline" ? "is-offline" : null },
       el("td", { class: "grow" }, el("div", { class: "tree-name",
         style: { "padding-left": `${level * 1.2}em` } }, toggle,
-        el("a", { href: place(folder) }, several ? el("span", { class: "muted" }, `${folder.agent.name} `)
+        el("a", { href: place(folder) }, several ? el("span", { class: "muted above" }, folder.agent.name)
           : null, name(folder.name)), folder.state === "offline" ? stateMark("offline") : null)),
       this.bar(folder.bytes, most, all), el("td", { class: "num" }, bytes(folder.bytes)),
         el("td", { class: "num low" }, count(folder.files)));

@@ -15,18 +15,21 @@ const KIND_LISTS = {
 
 function table(label, first, items, link, extra) {
   const all = items.reduce((sum, item) => sum + item.bytes, 0);
+  const largest = [...items].sort((a, b) => b.bytes - a.bytes || b.files - a.files);
   return el("table", { class: "plain", "aria-label": label },
     el("thead", null, el("tr", null, el("th", { scope: "col" }, first),
       el("th", { scope: "col", class: "num" }, "Files"), el("th", { scope: "col", class: "num" }, "Size"),
       el("th", { scope: "col", class: "num low" }, "Share"), extra
         ? el("th", { scope: "col" }, "Give it a kind") : null)),
-    el("tbody", null, items.map((item) => el("tr", null,
+    el("tbody", null, largest.map((item) => el("tr", null,
       el("td", { class: "grow" }, el("a", { href: link(item) }, item.label || item.value
       || "(no extension)")),
       el("td", { class: "num" }, count(item.files)), el("td", { class: "num" }, bytes(item.bytes)),
         el("td", { class: "num muted low" }, percent(item.bytes, all)), extra ? el("td", null, extra(item))
         : null))));
 }
+
+const total = (answer) => `${plural(answer.total.files, "file")}, ${bytes(answer.total.bytes)}`;
 
 function card(title, lead, content) {
   return el("section", { class: "card" }, el("h2", null, title), el("p", { class: "muted" }, lead), content);
@@ -55,28 +58,33 @@ export class JunkView {
   }
 
   draw(junk, unknown) {
-    const total = (answer) => `${plural(answer.total.files, "file")}, ${bytes(answer.total.bytes)}`;
     put(this.root, el("div", { class: "page-head" }, el("h1", null, "Junk and unknown types")),
-      el("div", { class: "cards two" },
-      junk.total.files ? card("Junk by reason",
-        `${total(junk)} match the junk patterns. Nothing is ever deleted from here.`,
-        [table("Junk by reason", "Reason", junk.facets.reason || [],
-          (item) => href("library", { kind: "junk", reason: item.value, sort: "size", order: "desc" })),
-          el("p", null, el("a", { href: href("library", { kind: "junk", sort: "size", order: "desc" }) },
-            "All junk in the Library"), " \u00B7 ", el("a", { href: href("settings") },
-            "Edit the patterns"))])
-        : card("Junk", "Temporary files, thumbnails and other leftovers.",
-          emptyState("No junk found", "What counts as junk is set by junk_patterns.",
-          el("a", { class: "button", href: href("settings") }, "See the patterns"))),
-      unknown.total.files ? card("Unknown types",
-        `${total(unknown)} have an extension that is in no list. Give an extension a kind and the catalogue is classified again at once.`,
-        table("Unknown types", "Extension", unknown.facets.ext || [],
-          (item) => href("library", { kind: "unknown", ext: item.value }), (item) => this.kindPicker(item)))
-        : card("Unknown types", "Extensions that are in no list.",
-          emptyState("Every extension has a kind", "New ones show up here by themselves.")),
-      junk.total.files ? card("Junk by extension", "The same files by their extension.",
-        table("Junk by extension", "Extension", junk.facets.ext || [],
-        (item) => href("library", { kind: "junk", ext: item.value }))) : null));
+      el("div", { class: "cards two" }, el("div", { class: "stack" }, this.junkCards(junk)),
+        this.unknownCard(unknown)));
+  }
+
+  junkCards(junk) {
+    if (!junk.total.files) return card("Junk", "Temporary files, thumbnails and other leftovers.",
+      emptyState("No junk found", "What counts as junk is set by junk_patterns.",
+        el("a", { class: "button", href: href("settings") }, "See the patterns")));
+    const all = href("library", { kind: "junk", sort: "size", order: "desc" });
+    return [card("Junk by reason", `${total(junk)} match the junk patterns. Nothing is ever deleted from here.`,
+      [table("Junk by reason", "Reason", junk.facets.reason || [],
+        (item) => href("library", { kind: "junk", reason: item.value, sort: "size", order: "desc" })),
+      el("p", null, el("a", { href: all }, "All junk in the Library"), " \u00B7 ",
+        el("a", { href: href("settings") }, "Edit the patterns"))]),
+    card("Junk by extension", "The same files by their extension.",
+      table("Junk by extension", "Extension", junk.facets.ext || [],
+        (item) => href("library", { kind: "junk", ext: item.value })))];
+  }
+
+  unknownCard(unknown) {
+    if (!unknown.total.files) return card("Unknown types", "Extensions that are in no list.",
+      emptyState("Every extension has a kind", "New ones show up here by themselves."));
+    return card("Unknown types",
+      `${total(unknown)} have an extension that is in no list. Give an extension a kind and the catalogue is classified again at once.`,
+      table("Unknown types", "Extension", unknown.facets.ext || [],
+        (item) => href("library", { kind: "unknown", ext: item.value }), (item) => this.kindPicker(item)));
   }
 
   kindPicker(item) {

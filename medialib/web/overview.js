@@ -1,7 +1,7 @@
 // Overview: what there is, what is wrong, what could go, what happened lately.
 
 import { Latest, call } from "./api.js";
-import { barChart, growthChart, splitBar } from "./charts.js";
+import { barChart, daysBetween, growthChart, splitBar } from "./charts.js";
 import { KINDS, stateMark } from "./columns.js";
 import { button, el, keepingFocus, name, plainName, put } from "./dom.js";
 import { emptyState, failed, loading } from "./empty.js";
@@ -169,7 +169,7 @@ export class OverviewView {
     const [first, end] = [days[0][this.by], days[days.length - 1][this.by]];
     const gain = `${end < first ? "\u2212" : "+"}${this.by === "files" ? count(Math.abs(end - first)) : bytes(Math.abs(end - first))}`;
     put(place, growthChart(days, this.by), el("p", { class: "muted" },
-      `${gain} in ${plural(days.length, "day")}`));
+      `${gain} in ${plural(daysBetween(days[0].day, days[days.length - 1].day), "day")}, since ${days[0].day}`));
   }
 
   recentPart(place, { files }) {
