@@ -6,89 +6,93 @@ is one module's code, verbatim: low level first, the command line last. `line` i
 here, `there` where in the module: that maps a traceback back.
 
     line  there  section
-     184      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
-     234     25  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
-     499     18  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
-     858     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
-    1099     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
-    1445     20  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
-    1759     24  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
-    1962     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
-    1998     20  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
-    2178     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
-    2411     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2666     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
-    2879     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    3089     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    3221     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3476     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3551     25  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    3935     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
-    4328     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4628     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    4745     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    4879     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
-    5022     19  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    5438      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5691     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    5969     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6317     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6375     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6518     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    6838     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    6945     17  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    7046     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    7474     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7780     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    7990     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    8342     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    8516     22  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    8881     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
-    9143     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
-    9324     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
-    9650     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
-    9824     32  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
-   10247     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
-   10491     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
-   10600     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
-   10654     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
-   10754     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
-   10852     11  medialib/catalog_show.py: Files as the API shows them.
-   10899     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
-   11113     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
-   11181     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
-   11280     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
-   11540     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
-   11693     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
-   11885     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
-   12014     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
-   12372     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
-   12441     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
-   12725     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
-   12828     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
-   12861     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
-   13018      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
-   13160     13  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others, found in the sort's own index.
-   13224     27  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   13595     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   13636     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   13822     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
-   14053     37  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   14472     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   14584      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   14625      1  medialib/web/: The files of the web UI.
-   18812     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   18911     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   18982     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   19154     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   19242     17  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   19379      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   19460      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   19503     45  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   19802     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
-   19827     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+     189      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
+     239     25  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
+     504     18  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
+     863     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
+    1104     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
+    1450     20  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
+    1764     24  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
+    1967     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
+    2003     20  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
+    2183     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
+    2416     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
+    2671     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
+    2884     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    3094     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3226     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3481     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3556     25  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    3940     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
+    4333     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4633     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    4750     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    4884     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
+    5027     19  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    5443      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5696     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    5974     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6322     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6380     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6523     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    6843     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    6950     17  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    7051     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    7479     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7785     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    7995     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    8347     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    8521     22  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    8886     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
+    9148     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
+    9329     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
+    9655     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
+    9829     32  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
+   10252     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
+   10496     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
+   10628     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
+   10682     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
+   10782     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
+   10880     11  medialib/catalog_show.py: Files as the API shows them.
+   10927     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
+   11141     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
+   11209     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
+   11308     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
+   11568     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
+   11721     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
+   11913     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
+   12042     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
+   12400     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
+   12469     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
+   12762     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
+   12865     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
+   12898     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
+   13055      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
+   13286      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
+   13323      9  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
+   13429     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
+   13553     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
+   13728     21  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
+   13974     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   14188     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   14229     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   14460     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   14691     37  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   15110     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   15222      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   15263      1  medialib/web/: The files of the web UI.
+   19475     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   19574     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   19645     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   19817     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   19905     17  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   20042      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   20123      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   20166     45  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   20465     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
+   20490     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: 6d966f83027d27f1f8bad1872096e5711eb6ff3e621fbbf8fff61e9512e9f112
+# sha256 of all below this line: dabd677c9933ec2e8834462d66a083a88280457f4036745f43660e0a56b078eb
 
 from __future__ import annotations
 
@@ -98,6 +102,7 @@ import bisect
 import collections
 import contextlib
 import csv
+import dataclasses
 import datetime
 import email.utils
 import errno
@@ -10491,6 +10496,8 @@ def recount_root_duplicates(db, root_id: int, after: int, limit: int) -> int | N
 SEARCH_CHUNK = 4000  # larger ones save little and make the next batch wait
 SEARCH_BEHIND = 20_000  # with more names than this not indexed yet, jobs wait for some of them
 SEARCH_WORDS = 16
+TRIGRAMS_ASKED = 2  # of one word
+TRIGRAM_SAMPLE = 200
 
 
 def search_words(text: str) -> list:
@@ -10504,12 +10511,17 @@ def text_matches(words: list, *texts: str) -> bool:
     return all(any(word in text for text in low) for word in words)
 
 
-def trigram_query(word: str) -> str | None:
-    """The FTS5 expression for rows that can hold this word; None for words that are too short."""
-    if len(word) < 3:
-        return None
-    parts = dict.fromkeys(word[start:start + 3] for start in range(len(word) - 2))
-    return " AND ".join('"' + part.replace('"', '""') + '"' for part in parts)
+def usable_parts(words: list) -> list:
+    """The texts the index can be asked for, each of which every match holds in its name or in its
+    folder's path: at least three letters, and no "/", which lies between the two.
+    """
+    parts = [part for word in words for part in word.split("/") if len(part) >= 3]
+    return list(dict.fromkeys(parts))
+
+
+def trigram_query(trigrams: list) -> str:
+    """The FTS5 expression for rows that hold all of these."""
+    return " AND ".join('"' + part.replace('"', '""') + '"' for part in dict.fromkeys(trigrams))
 
 
 class SearchIndex:
@@ -10579,17 +10591,33 @@ class SearchIndex:
         return last < counters.values["file"]
 
 
-def proposed_ids(db, table: str, word: str, limit: int) -> list | None:
-    """Up to `limit` row numbers that can hold the word, or None when the index cannot tell."""
-    query = trigram_query(word)
-    if query is None:
-        return None
+def proposed_ids(db, table: str, trigrams: list, limit: int) -> list | None:
+    """Up to `limit` numbers of rows that hold all the trigrams, or None when the index cannot tell.
+    """
     try:
         rows = db.execute(f"SELECT rowid FROM {table} WHERE {table} MATCH ? LIMIT ?",
-                          (query, limit)).fetchall()
+                          (trigram_query(trigrams), limit)).fetchall()
     except sqlite3.OperationalError:
         return None
     return [row[0] for row in rows]
+
+
+def rarest_trigrams(db, parts: tuple) -> dict:
+    """{part: its rarest trigrams among names}, the rarest part first. The index reads through all
+    rows of each trigram it is asked for: common ones cost much and exclude little.
+    """
+    shares = {part: sorted((_share_of(db, one), one) for one in {
+        part[start:start + 3] for start in range(len(part) - 2)}) for part in parts}
+    return {part: [one for _, one in some[:TRIGRAMS_ASKED]]
+            for part, some in sorted(shares.items(), key=lambda item: item[1])}
+
+
+def _share_of(db, trigram: str) -> float:
+    """About which part of the first names hold it: a guess that costs some microseconds."""
+    ids = proposed_ids(db, "name_search", [trigram], TRIGRAM_SAMPLE)
+    if not ids:
+        return 0.0
+    return len(ids) / ids[-1] if len(ids) == TRIGRAM_SAMPLE else len(ids) / 1e12
 
 
 # =================================================================================================
@@ -12474,6 +12502,8 @@ class FileFilter:
     kinds: list = field(default_factory=lambda: sorted(KIND_CODES.values()))
     exts: list | None = None
     missing_only: bool = False
+    states: set | None = None  # of FILE_STATES, where not all are wanted
+    numbers: dict = field(default_factory=dict)  # {key: the words' numbers that are wanted}
     hash: bytes | None = None
     under: list | None = None  # [(root id, key from, key to)]
     needs_meta: bool = False
@@ -12483,6 +12513,11 @@ class FileFilter:
     def add(self, condition: str, *values) -> None:
         self.conditions.append(condition)
         self.values.extend(values)
+
+    def add_under(self) -> None:
+        parts = ["(d.root = ? AND d.key >= ? AND d.key < ?)" for _ in self.under]
+        self.add("(" + (" OR ".join(parts) or "0") + ")",
+                 *[value for part in self.under for value in part])
 
     def where(self) -> str:
         return " AND ".join(self.conditions) if self.conditions else "1"
@@ -12550,9 +12585,7 @@ class FilterReader:
                 del found.roots[number]
             else:
                 found.under.append((number, *bounds))
-        parts = ["(d.root = ? AND d.key >= ? AND d.key < ?)" for _ in found.under]
-        found.add("(" + (" OR ".join(parts) or "0") + ")",
-                  *[value for part in found.under for value in part])
+        found.add_under()
 
     def read_folder(self, found, key, value) -> None:
         """Files directly in one folder."""
@@ -12588,13 +12621,16 @@ class FilterReader:
     def read_ext(self, found, key, value) -> None:
         texts = [normal_extension(text) for text in self._texts(key, value, empty=True)]
         found.exts = [self.word_ids[text] for text in texts if text in self.word_ids]
+        found.numbers[key] = found.exts
         found.add(f"f.ext IN ({','.join('?' * len(found.exts))})", *found.exts)
 
     def read_reason(self, found, key, value) -> None:
-        self._read_word_column(found, "f.reason", self._texts(key, value))
+        self._read_word_column(found, "f.reason", key, value)
 
-    def _read_word_column(self, found, column: str, texts: list) -> None:
-        numbers = [self.word_ids[text] for text in texts if text in self.word_ids]
+    def _read_word_column(self, found, column: str, key: str, value) -> None:
+        numbers = [self.word_ids[text] for text in self._texts(key, value)
+                   if text in self.word_ids]
+        found.numbers[key] = numbers
         found.add(f"{column} IN ({','.join('?' * len(numbers))})", *numbers)
 
     def read_state(self, found, key, value) -> None:
@@ -12613,7 +12649,7 @@ class FilterReader:
             inside = "IN" if state == "offline" else "NOT IN"
             parts.append(f"(f.state = {STATE_PRESENT} AND d.root {inside} ({marks}))")
             values += offline
-        found.missing_only = states == {"missing"}
+        found.missing_only, found.states = states == {"missing"}, states
         if states == {"offline"}:
             found.roots = {number: root for number, root in found.roots.items()
                            if root.state == "offline"}
@@ -12645,11 +12681,11 @@ class FilterReader:
 
     def read_video_codec(self, found, key, value) -> None:
         found.needs_meta = True
-        self._read_word_column(found, "m.video_codec", self._texts(key, value))
+        self._read_word_column(found, "m.video_codec", key, value)
 
     def read_container(self, found, key, value) -> None:
         found.needs_meta = True
-        self._read_word_column(found, "m.container", self._texts(key, value))
+        self._read_word_column(found, "m.container", key, value)
 
     def read_audio_codec(self, found, key, value) -> None:
         """Files with one of these among their audio codecs, which are one word as a JSON list."""
@@ -12657,6 +12693,7 @@ class FilterReader:
         quoted = [f'"{text}"' for text in self._texts(key, value)]
         lists = [number for text, number in self.word_ids.items()
                  if text.startswith("[") and any(one in text for one in quoted)]
+        found.numbers[key] = lists
         found.add(f"m.audio_codecs IN ({','.join(map(str, lists))})")
 
     def read_hash(self, found, key, value) -> None:
@@ -13016,13 +13053,28 @@ class DuplicatePages:
 # =================================================================================================
 
 FEW_FILES = 8000  # fetching and sorting these takes less time than walking past as many
-FEW_FOLDERS = 2000
+FEW_OF_ALL = 400  # in large catalogues, where one walks further: this part of it
+MANY_FILES = 40_000  # fetched for a search where walking has found too little for a while
+FEW_FOLDERS = 10_000
+LOOKED_AT_PER_FETCH = 10  # names read from an index in the time of one row that is fetched
 ID_CHUNK = 500
 
 
-def proposed_files(db, filter_: FileFilter, searchable: bool) -> list | None:
-    """[(FROM clause, values)] of sources whose rows are all that can match, few of them; None when
-    no such source is known.
+class WordSources(list):
+    """Sources of a search; `rows` is about how many rows they cost to fetch."""
+
+    rows = 0
+
+
+def few_files(filter_: FileFilter) -> int:
+    """How many rows are fetched and sorted rather than walked to in the order of an index."""
+    total = sum(root.files + root.missing for root in filter_.roots.values())
+    return max(FEW_FILES, total // FEW_OF_ALL)
+
+
+def proposed_files(db, filter_: FileFilter, searchable: bool, room: int = 0) -> list | None:
+    """[(FROM clause, values)] of sources whose rows are all that can match, few of them (about
+    `room` where words are searched); None when no such source is known. A row may be in several.
     """
     if filter_.hash is not None:
         return _hash_source(filter_.hash)
@@ -13032,7 +13084,9 @@ def proposed_files(db, filter_: FileFilter, searchable: bool) -> list | None:
         found = source(db, filter_)
         if found is not None:
             return found
-    return _word_source(db, filter_) if searchable and filter_.words else None
+    if not searchable or not filter_.words:
+        return None
+    return _word_sources(db, filter_, room or few_files(filter_))
 
 
 def _hash_source(digest: bytes) -> list:
@@ -13101,134 +13155,179 @@ def _folder_range(root_id: int, first: bytes, end: bytes) -> list:
             for index, state in (("file_path", 0), ("file_missing", 1))]
 
 
-def _word_source(db, filter_: FileFilter) -> list | None:
-    """The files that the rarest word can be in, when they are few."""
-    best = None
-    for word in filter_.words:
-        ids = _ids_with_word(db, filter_, word, FEW_FILES if best is None else len(best))
-        if ids is not None and (best is None or len(ids) < len(best)):
-            best = ids
-    if best is None:
-        return None
-    ids = sorted(best)
-    sources = []
-    for start in range(0, len(ids), ID_CHUNK):
-        part = ids[start:start + ID_CHUNK]
-        sources.append((f"(SELECT * FROM file x WHERE x.id IN"
-                        f" ({','.join('?' * len(part))})) f JOIN folder d ON d.id = f.folder",
-                        tuple(part)))
+# Words
+
+def _word_sources(db, filter_: FileFilter, room: int) -> list | None:
+    """What the words can be in, root by root: those in a root's own path say nothing about it."""
+    wanted = set()
+    for root in filter_.roots.values():
+        above = root.path.lower()
+        wanted.add(tuple(part for part in usable_parts(filter_.words) if part not in above))
+    sources = WordSources([_names_not_indexed(db)])
+    for parts in sorted(wanted):
+        found = _PartSearch(db, parts, room).sources() if parts else None
+        if found is None:
+            return None
+        sources += found
+        sources.rows += found.rows
     return sources
 
 
-def _ids_with_word(db, filter_: FileFilter, word: str, at_most: int) -> set | None:
-    """Files whose name or folder can hold the word, or None if they are too many or unknown."""
-    if "/" in word or any(word in root.path.lower() for root in filter_.roots.values()):
-        return None
-    names = proposed_ids(db, "name_search", word, at_most + 1)
-    if names is None or len(names) > at_most:
-        return None
-    folders = proposed_ids(db, "folder_search", word, FEW_FOLDERS + 1)
-    if folders is None or len(folders) > FEW_FOLDERS:
-        return None
-    found = set(names)
-    found.update(_names_not_indexed(db, word))
-    for start in range(0, len(folders), ID_CHUNK):
-        part = folders[start:start + ID_CHUNK]
-        for index, state in (("file_path", 0), ("file_missing", 1)):
-            rows = db.execute(
-                f"SELECT id FROM file INDEXED BY {index} WHERE folder IN"
-                f" ({','.join('?' * len(part))}) AND state = {state} LIMIT {at_most + 1}", part)
-            found.update(row[0] for row in rows.fetchall())
-        if len(found) > at_most:
-            return None
-    return found
-
-
-def _names_not_indexed(db, word: str):
+def _names_not_indexed(db) -> tuple:
     """Files the index has not come to yet."""
     first = db.execute("SELECT value FROM counter WHERE name = 'searchable'").fetchone()[0]
-    for file_id, name in db.execute("SELECT id, name FROM file WHERE id > ?", (first,)):
-        if word in name.lower():
-            yield file_id
+    return "(SELECT * FROM file x WHERE x.id > ?) f JOIN folder d ON d.id = f.folder", (first,)
 
 
-# =================================================================================================
-# medialib/catalog_skip.py, from its line 13
-# Far places of a sorted list: the row behind so many others, found in the sort's own index.
-# =================================================================================================
-
-SKIP_MOST = 1 << 40
-SKIP_TIME_S = 3.0
-SKIP_STEPS = 20_000  # SQLite asks after so many steps whether it is to stop
-
-
-def skip_count(body: dict) -> int:
-    skip = body.get("skip") or 0
-    if type(skip) is not int or not 0 <= skip <= SKIP_MOST:
-        raise FilterError("skip must be a whole number that is not negative")
-    return skip
-
-
-def can_skip(filter_) -> bool:
-    """Words are compared outside of SQL: only a list of candidates can be counted through then."""
-    return not filter_.words
-
-
-def skipped_place(pages, key, filter_, order: str, after, skip: int) -> tuple:
-    """(whether it was found in time, [sort value, row number] of the last row that is skipped, or
-    None where the list ends before it).
+class _PartSearch:
+    """Files with each of these texts in their name or in their folder's path: those with all in the
+    name, and of the folders with some, the files with the others in the name. Or, where a text
+    names too many folders, everything that holds any other one of them.
     """
-    direction = "DESC" if order == "desc" else "ASC"
-    parts, values = [], []
-    for kind in (filter_.kinds if key.by_kind else [None]):
-        for condition, own in pages.window_parts(key, order, kind, after):
-            statement, bound = _skip_part(pages, key, filter_, condition)
-            parts.append(statement)
-            values += [*own, *bound]
-    # SQLite merges the parts as their indexes yield them; nothing is sorted or kept.
-    statement = (" UNION ALL ".join(parts) + f" ORDER BY v{key.collate} {direction}, i {direction}"
-                 " LIMIT 1 OFFSET ?")
-    return _within_time(pages.db, statement, (*values, skip - 1))
+
+    def __init__(self, db, parts: tuple, room: int):
+        self.db = db
+        self.room = room
+        self.trigrams = rarest_trigrams(db, parts)
+        self.parts = list(self.trigrams)  # the rarest first
+        self.folders = {part: self._folders_with(part) for part in self.parts}
+
+    def sources(self) -> WordSources | None:
+        for parts in [self.parts, *([part] for part in self.parts if len(self.parts) > 1)]:
+            if all(self.folders[part] is not None for part in parts):
+                found = self._sources_of(parts)
+                if found is not None:
+                    return found
+        return None
+
+    def _folders_with(self, part: str) -> dict | None:
+        """{folder: files in it}, None if they are too many."""
+        letters = [part[start:start + 3] for start in range(len(part) - 2)]
+        ids = proposed_ids(self.db, "folder_search", letters, FEW_FOLDERS + 1)
+        if ids is None or len(ids) > FEW_FOLDERS:
+            return None
+        folders: dict = {}
+        for some in id_chunks(ids):
+            folders.update(self.db.execute("SELECT id, files FROM folder WHERE id IN"
+                                           f" ({','.join('?' * len(some))})", some).fetchall())
+        return folders
+
+    def _sources_of(self, parts: list) -> WordSources | None:
+        by_rest, left = self._folders_by_rest(parts), self.room
+        for rest, folders in by_rest.items():
+            files = sum(folders.values())
+            left -= files // LOOKED_AT_PER_FETCH if rest else files
+        trigrams = [one for part in parts for one in self.trigrams[part]]
+        names = proposed_ids(self.db, "name_search", trigrams, left + 1) if left >= 0 else None
+        if names is None or len(names) > left:
+            return None
+        sources = WordSources(files_by_id(names))
+        sources.rows = self.room - left + len(names)
+        for rest, folders in by_rest.items():
+            sources += _files_in(folders, rest)
+        return sources
+
+    def _folders_by_rest(self, parts: list) -> dict:
+        """{parts that are not in the folder: {folder: files in it}}"""
+        held: dict = {}
+        for part in parts:
+            for folder in self.folders[part]:
+                held.setdefault(folder, []).append(part)
+        by_rest: dict = {}
+        for folder, some in held.items():
+            rest = tuple(part for part in parts if part not in some)
+            by_rest.setdefault(rest, {})[folder] = self.folders[some[0]][folder]
+        return by_rest
 
 
-def _skip_part(pages, key, filter_, condition: str) -> tuple:
-    """(SELECT of one range of the index, the filter's values)."""
-    bare = filter_.plain <= {"kind"} and filter_.all_roots
-    source, row_id = pages.source_of(key, bare=bare)
-    columns = f"SELECT {key.column} AS v, {row_id} AS i FROM {source}"
-    if bare:
-        return f"{columns} WHERE {condition}", ()
-    join = " JOIN metadata m ON m.file = f.id" if filter_.needs_meta and not key.meta else ""
-    return f"{columns}{join} WHERE {condition} AND {filter_.where()}", filter_.values
+def id_chunks(ids):
+    ordered = sorted(ids)
+    for start in range(0, len(ordered), ID_CHUNK):
+        yield tuple(ordered[start:start + ID_CHUNK])
 
 
-def _within_time(db, statement: str, values) -> tuple:
-    end = time.monotonic() + SKIP_TIME_S
-    db.set_progress_handler(lambda: time.monotonic() > end, SKIP_STEPS)
-    try:
-        row = db.execute(statement, values).fetchone()
-    except sqlite3.OperationalError as error:
-        if "interrupted" not in str(error):
-            raise
-        return False, None
-    finally:
-        db.set_progress_handler(None, 0)
-    return True, row
+def files_by_id(ids: list) -> list:
+    """The sources that are these files."""
+    return [(f"(SELECT * FROM file x WHERE x.id IN ({','.join('?' * len(some))})) f"
+             " JOIN folder d ON d.id = f.folder", some) for some in id_chunks(ids)]
+
+
+def _files_in(folders, rest: tuple) -> list:
+    """Files of the folders whose names can hold the rest; the index of paths alone tells that."""
+    conditions = " AND ".join(["1", *map(_name_condition, rest)])
+    return [(f"(SELECT * FROM folder WHERE id IN ({','.join('?' * len(some))})) d CROSS JOIN"
+             f" file f INDEXED BY {index} ON f.folder = d.id AND f.state = {state}"
+             f" AND {conditions}", (*some, *(like_pattern(part) for part in rest)))
+            for some in id_chunks(folders)
+            for index, state in (("file_path", 0), ("file_missing", 1))]
+
+
+def _name_condition(part: str) -> str:
+    """SQL for names that can hold the part. SQLite compares the case of ASCII letters only, and
+    two letters beyond ASCII become ASCII ones in lower case.
+    """
+    others = [f" OR instr(f.name, '{letter}')" for letter, low in (("\u212a", "k"), ("\u0130", "i"))
+              if low in part]
+    if not part.isascii():
+        return "? IS NOT NULL"
+    return f"(f.name LIKE ? ESCAPE '!'{''.join(others)})"
+
+
+def like_pattern(part: str) -> str:
+    escaped = part.replace("!", "!!").replace("%", "!%").replace("_", "!_")
+    return f"%{escaped}%"
 
 
 # =================================================================================================
-# medialib/catalog_files.py, from its line 27
-# Pages of files: filtered, sorted, the deepest as fast as the first.
+# medialib/catalog_words.py, from its line 7
+# Whether a file's path holds all words of a search.
 # =================================================================================================
 
-WINDOW_FIRST = 2000
-WINDOW_LARGEST = 20_000
-PAGE_TIME_S = 2.0
+FOLDER_TEXTS = 4096  # kept at a time
+
+
+class PathWords:
+    """The words of one filter. Most are found in the name; what stands above it is put together
+    once for each folder.
+    """
+
+    def __init__(self, words: list, roots: dict):
+        self.words = words
+        self.roots = roots
+        self._above: dict = {}
+
+    def match(self, name: str, root_id: int, key: bytes) -> bool:
+        low = name.lower()
+        left = [word for word in self.words if word not in low]
+        if not left:
+            return True
+        path = self._text_above(root_id, key) + low
+        return all(word in path for word in left)
+
+    def _text_above(self, root_id: int, key: bytes) -> str:
+        text = self._above.get((root_id, key))
+        if text is None:
+            if len(self._above) >= FOLDER_TEXTS:
+                self._above.clear()
+            path = self.roots[root_id].path_of(rel_of_key(key)).lower()
+            text = path if path.endswith("/") else path + "/"
+            self._above[root_id, key] = text
+        return text
+
+
+# =================================================================================================
+# medialib/catalog_places.py, from its line 9
+# Places in sorted lists: what is compared, which index leads there, and the rows at them.
+# =================================================================================================
+
+PLACE_CHUNK = 500
 
 
 @dataclass(frozen=True)
 class SortKey:
-    """One way to sort. `index` leads with f.kind when `by_kind`; `column` is what is compared."""
+    """One way to sort. `column` is what is compared; rows of one value of it go by their number.
+    `index` leads with f.kind when `by_kind`, and with what `pin` (condition, values) holds fixed.
+    """
 
     name: str
     column: str
@@ -13236,12 +13335,44 @@ class SortKey:
     by_kind: bool = False
     collate: str = ""
     meta: bool = False
+    pin: tuple = ()
 
     def key_of(self, value):
         """A Python value that compares as SQLite compares the column."""
         if self.collate:
             return value.encode("utf-8", "surrogatepass").lower()
         return value
+
+    def pins(self, filter_) -> list:
+        """[(condition, values)]: in each of these the index has the order of the list."""
+        if self.by_kind:
+            return [("f.kind = ?", (kind,)) for kind in filter_.kinds]
+        if self.pin:
+            return [self.pin]
+        return [(f"{self.column} IS NOT NULL" if self.meta else "1", ())]
+
+    def parts_behind(self, order: str, pin: tuple, after) -> list:
+        """[(condition, values)] that together are what comes after `after`, in this order."""
+        base, values = pin
+        if after is None:
+            return [(base, values)]
+        than = "<" if order == "desc" else ">"
+        row_id = "m.file" if self.meta else "f.id"
+        if self.column == row_id:
+            return [(f"{base} AND {row_id} {than} ?", (*values, after[1]))]
+        return [
+            (f"{base} AND {self.column} = ?{self.collate} AND {row_id} {than} ?",
+             (*values, after[0], after[1])),
+            (f"{base} AND {self.column} {than} ?{self.collate}", (*values, after[0])),
+        ]
+
+    def source(self, *, bare: bool) -> tuple:
+        """(FROM …, the row's number) where the sort's index comes first."""
+        index = f"INDEXED BY {self.index}" if self.index else "NOT INDEXED"
+        if self.meta:
+            joined = " CROSS JOIN file f ON f.id = m.file CROSS JOIN folder d ON d.id = f.folder"
+            return f"metadata m {index}{'' if bare else joined}", "m.file"
+        return f"file f {index}{'' if bare else ' CROSS JOIN folder d ON d.id = f.folder'}", "f.id"
 
 
 SORT_KEYS = {
@@ -13256,18 +13387,596 @@ SORT_KEYS = {
         SortKey("bitrate", "m.bitrate", "metadata_bitrate", meta=True),
     )
 }
-SORT_NAMES = (*SORT_KEYS, "path")
 
 
 @dataclass
 class FoundRow:
-    """A row with its place. `at` is the sort value; `row` None marks how far a walk came."""
+    """A row's place: `at` is its sort value. `root` 0 marks how far a walk came. `row` is None
+    until `whole_rows` has fetched it.
+    """
 
     at: object
     id: int
-    row: FileRow | None = None
+    name: str = ""
     root: int = 0
     key: bytes = b""
+    row: FileRow | None = None
+
+
+def found_place(row: tuple) -> FoundRow:
+    """Of (sort value, id, name, root, key)."""
+    return FoundRow(*row)
+
+
+def whole_rows(db, places: list) -> list:
+    """The same places with their rows."""
+    rows = {}
+    for start in range(0, len(places), PLACE_CHUNK):
+        ids = [one.id for one in places[start:start + PLACE_CHUNK]]
+        for row in db.execute(f"SELECT {FILE_COLUMNS_OF_F} FROM file f WHERE f.id IN"
+                              f" ({','.join('?' * len(ids))})", ids):
+            rows[row[0]] = FileRow(*row)
+    for one in places:
+        one.row = rows[one.id]
+    return places
+
+
+# =================================================================================================
+# medialib/catalog_by_path.py, from its line 14
+# Files in the order of the walk: root by root, folder by folder.
+# =================================================================================================
+
+LAST_NAME = "\U0010ffff"
+
+
+def name_bytes(name: str) -> bytes:
+    return name.encode("utf-8", "surrogatepass")
+
+
+class PathWalk:
+    """The files of one filter by path; `pages` is the request's FilePages."""
+
+    def __init__(self, pages, filter_, order: str):
+        self.pages = pages
+        self.db = pages.db
+        self.filter = filter_
+        self.reverse = order == "desc"
+        self.words = PathWords(filter_.words, pages.reader.roots)
+        self.roots = sorted(filter_.roots.values(), reverse=self.reverse,
+                            key=lambda root: (root.path.split("/"), root.id))
+
+    def find(self, proposed, after, limit: int) -> tuple:
+        """([FoundRow], next token or None)."""
+        position = self.position_of(after)
+        if proposed is not None:
+            return self._candidates(proposed, position, limit)
+        return self._walked(position, limit)
+
+    def position_of(self, after) -> tuple | None:
+        """(root, key, name, id) of a token, and `roots` without those before it."""
+        if after is None:
+            return None
+        root_id, key_text, name, file_id = decode_token(after, 4)
+        numbers = [root.id for root in self.roots]
+        try:
+            self.roots = self.roots[numbers.index(root_id):]
+            return root_id, bytes.fromhex(key_text), name, file_id
+        except (TypeError, ValueError):
+            raise FilterError("after does not belong to this question") from None
+
+    def _candidates(self, proposed, position, limit) -> tuple:
+        rank = {root.id: number for number, root in enumerate(self.roots)}
+        if self.reverse:
+            rank = {root: -number for root, number in rank.items()}
+        rows = [row for row in self.pages.matching(self.filter, proposed, "0",
+                                                   self.filter.needs_meta) if row[-2] in rank]
+
+        def place(row):
+            return rank[row[-2]], row[-1], name_bytes(row[-3]), row[-4]
+
+        if position is not None:
+            last = (rank[position[0]], position[1], name_bytes(position[2]), position[3])
+            rows = [row for row in rows
+                    if (place(row) < last if self.reverse else place(row) > last)]
+        pick = heapq.nlargest if self.reverse else heapq.nsmallest
+        ordered = pick(limit + 1, rows, key=place)
+        files = [found_place(row) for row in ordered[:limit]]
+        return files, path_token(files[-1]) if len(ordered) > limit else None
+
+    def _walked(self, position, limit) -> tuple:
+        files = []
+        for root, folder_id, key, after in self._folders(position):
+            for found in self._files_in(root, folder_id, key, after):
+                files.append(found)
+                if len(files) == limit:
+                    return files, path_token(found)
+            if time.monotonic() > self.pages.end_at:
+                return files, folder_end_token(root.id, key, self.reverse)
+        return files, None
+
+    def _folders(self, position):
+        """(root, folder id, key, (name, id) to go on behind or None)."""
+        for root in self.roots:
+            behind = position[1] if position is not None and position[0] == root.id else None
+            for folder_id, key, _ in self.folders_of(root, behind):
+                here = behind is not None and key == behind
+                yield root, folder_id, key, position[2:] if here else None
+
+    def folders_of(self, root: CatalogRoot, behind: bytes | None = None):
+        """(id, key, present files in it) of the folders in question, from one of them on."""
+        than, direction = ("<", "DESC") if self.reverse else (">", "ASC")
+        first, end = next((part[1:] for part in self.filter.under or () if part[0] == root.id),
+                          (b"", b"\xff"))
+        condition, values = "", ()
+        if behind is not None:
+            condition, values = f" AND key {than}= ?", (behind,)
+        return self.db.execute(
+            f"SELECT id, key, files FROM folder WHERE root = ? AND key >= ? AND key < ?{condition}"
+            f" ORDER BY key {direction}", (root.id, first, end, *values))
+
+    def _files_in(self, root: CatalogRoot, folder_id, key, after):
+        """Present and missing files of one folder, by name, that match."""
+        than, direction = ("<", "DESC") if self.reverse else (">", "ASC")
+        condition, values = "", ()
+        if after is not None:
+            condition = f" AND f.name {than}= ? AND (f.name {than} ? OR f.id {than} ?)"
+            values = (after[0], after[0], after[1])
+        join = " JOIN metadata m ON m.file = f.id" if self.filter.needs_meta else ""
+        parts = [self.db.execute(
+            f"SELECT 0, f.id, f.name, d.root, d.key FROM file f INDEXED BY {index}"
+            f" CROSS JOIN folder d ON d.id = f.folder{join}"
+            f" WHERE f.folder = ? AND f.state = {state}{condition} AND {self.filter.where()}"
+            f" ORDER BY f.name {direction}, f.id {direction}",
+            (folder_id, *values, *self.filter.values))
+            for index, state in (("file_path", 0), ("file_missing", 1))
+            if not state or root.missing]
+        for row in heapq.merge(*parts, key=lambda one: (name_bytes(one[2]), one[1]),
+                               reverse=self.reverse):
+            if self.words.match(*row[-3:]):
+                yield found_place(row)
+
+
+def path_token(found: FoundRow) -> str:
+    return encode_token(found.root, found.key.hex(), found.name, found.id)
+
+
+def folder_end_token(root_id: int, key: bytes, reverse: bool) -> str:
+    """Where a folder ends in the list."""
+    return encode_token(root_id, key.hex(), "" if reverse else LAST_NAME, 0)
+
+
+# =================================================================================================
+# medialib/catalog_sections.py, from its line 28
+# Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
+# =================================================================================================
+
+SECTION_COLUMNS = {  # the value of a row, by which its section is found
+    "kind": "f.kind", "ext": "f.ext", "reason": "f.reason", "state": "d.root * 2 + f.state",
+    "agent": "d.root", "video_codec": "m.video_codec", "audio_codec": "m.audio_codecs",
+    "container": "m.container",
+}
+SECTION_FIELDS = {"video_codec": FACET_VIDEO_CODEC, "audio_codec": FACET_AUDIO_CODEC,
+                  "container": FACET_CONTAINER}
+SECTION_SORTS = tuple(SECTION_COLUMNS)
+SECTION_STATES = ("missing", "offline", "present")
+
+
+class Section(NamedTuple):
+    """The rows of one value. `number` stands for it in tokens, `values` are those of the column;
+    `sort` is the order within.
+    """
+
+    number: int
+    label: str
+    values: frozenset
+    filter: FileFilter
+    sort: object
+
+
+def narrowed(filter_: FileFilter, condition: str, values=(), **changes) -> FileFilter:
+    """The filter with one condition more; "1" is none."""
+    if condition == "1":
+        return dataclasses.replace(filter_, **changes)
+    return dataclasses.replace(filter_, conditions=[*filter_.conditions, condition],
+                               values=[*filter_.values, *values], **changes)
+
+
+def within_roots(filter_: FileFilter, numbers, condition: str = "1", **changes) -> FileFilter:
+    """The filter limited to some of its roots."""
+    roots = {number: filter_.roots[number] for number in numbers}
+    if filter_.all_roots and len(roots) == len(filter_.roots):
+        return narrowed(filter_, condition, **changes)
+    inside = narrowed(filter_, f"d.root IN ({','.join('?' * len(roots))})", roots, roots=roots,
+                      all_roots=False)
+    return narrowed(inside, condition, **changes)
+
+
+class SectionWalk:
+    """The files of one filter in such an order; `pages` is the request's FilePages."""
+
+    def __init__(self, pages, filter_: FileFilter, sort: str, order: str):
+        self.pages = pages
+        self.db = pages.db
+        self.filter = filter_
+        self.sort = sort
+        self.order = order
+        maker = {"kind": self._kinds, "state": self._states, "agent": self._agents}
+        sections = maker.get(sort, self._words)()
+        self.sections = sorted(sections, key=lambda one: (one.label, one.number),
+                               reverse=order == "desc")
+
+    # -- sections --------------------------------------------------------------------------------
+
+    def _kinds(self):
+        for kind in self.filter.kinds:
+            yield Section(kind, KIND_NAMES[kind], frozenset([kind]), narrowed(
+                self.filter, "f.kind = ?", [kind], kinds=[kind],
+                plain=self.filter.plain | {"kind"}), "name")
+
+    def _states(self):
+        offline = {root.id for root in self.filter.roots.values() if root.state == "offline"}
+        online = set(self.filter.roots) - offline
+        missing = {root.id for root in self.filter.roots.values() if root.missing}
+        present = f"f.state = {STATE_PRESENT}" if missing else "1"
+        parts = (
+            (missing, STATE_MISSING, f"f.state = {STATE_MISSING}", {"missing_only": True}),
+            (offline, STATE_PRESENT, present, {}), (online, STATE_PRESENT, present, {}))
+        for number, (label, (roots, code, condition, changes)) in enumerate(
+                zip(SECTION_STATES, parts)):
+            if roots and (self.filter.states is None or label in self.filter.states):
+                yield Section(number, label, frozenset(root * 2 + code for root in roots),
+                              within_roots(self.filter, roots, condition, **changes), "name")
+
+    def _agents(self):
+        agents: dict = {}
+        for root in self.filter.roots.values():
+            agents.setdefault(root.agent, []).append(root.id)
+        for number, roots in agents.items():
+            name = self.pages.shower.agents[number]["name"].lower()
+            yield Section(number, name, frozenset(roots), within_roots(self.filter, roots), "path")
+
+    def _words(self):
+        """Sections of what is kept as a number of a word."""
+        column, words = SECTION_COLUMNS[self.sort], self.pages.words
+        for number in self._word_numbers():
+            changes: dict = {}
+            sort: object = "name"
+            if self.sort == "ext":
+                changes = {"exts": [number], "plain": self.filter.plain | {"ext"}}
+                sort = SortKey("ext", "f.id", "file_ext", pin=("f.ext = ?", (number,)))
+            elif self.sort == "reason":
+                changes = {"kinds": [KIND_CODES["junk"]], "plain": self.filter.plain | {"kind"}}
+            else:
+                changes = {"needs_meta": True}
+                sort = SortKey(self.sort, "m.file", meta=True, pin=(f"{column} = ?", (number,)))
+            label = words[number]
+            if self.sort == "audio_codec":  # several, as a JSON list
+                label = " ".join(json.loads(label))
+            yield Section(number, label, frozenset([number]),
+                          narrowed(self.filter, f"{column} = ?", [number], **changes), sort)
+
+    def _word_numbers(self) -> list:
+        roots = self.filter.roots
+        marks = ",".join("?" * len(roots))
+        if self.sort in SECTION_FIELDS:
+            rows = self.db.execute(
+                f"SELECT DISTINCT value FROM facet WHERE field = ? AND root IN ({marks})",
+                (SECTION_FIELDS[self.sort], *roots))
+        else:
+            rows = self.db.execute(
+                f"SELECT DISTINCT {self.sort} FROM tally WHERE root IN ({marks})", tuple(roots))
+        numbers = [row[0] for row in rows.fetchall() if row[0] or self.sort != "reason"]
+        wanted = self.filter.numbers.get(self.sort)
+        return numbers if wanted is None else [one for one in numbers if one in wanted]
+
+    # -- pages -----------------------------------------------------------------------------------
+
+    def find(self, after, limit: int) -> tuple:
+        """([FoundRow], next token or None)."""
+        sections, inner = self._from(after)
+        candidates = self._candidates()
+        files: list = []
+        for section in sections:
+            proposed = None
+            if candidates is not None:
+                proposed = files_by_id(self._ids_of(candidates, section))
+                if not proposed:
+                    inner = None
+                    continue
+            found, inner = self.pages.find_sorted(section.filter, section.sort, self.order, inner,
+                                                  limit - len(files), proposed=proposed)
+            files += found
+            if inner is not None:
+                return files, encode_token(section.number, inner)
+            if len(files) == limit and section is not sections[-1]:
+                return files, encode_token(section.number, "end")
+        return files, None
+
+    def _from(self, after) -> tuple:
+        """(the sections from that place on, the place in the first of them)."""
+        if after is None:
+            return self.sections, None
+        number, inner = decode_token(after, 2)
+        for position, section in enumerate(self.sections):
+            if section.number == number:
+                if inner == "end":
+                    return self.sections[position + 1:], None
+                return self.sections[position:], inner
+        raise FilterError("after does not belong to this question")
+
+    def _candidates(self) -> dict | None:
+        """{value: [file numbers]} where few can match at all."""
+        proposed = proposed_files(self.db, self.filter, self.pages.searchable)
+        if proposed is None:
+            return None
+        column = SECTION_COLUMNS[self.sort]
+        found: dict = {}
+        for row in self.pages.matching(self.filter, proposed, column,
+                                       self.filter.needs_meta or column.startswith("m.")):
+            found.setdefault(row[0], []).append(row[1])
+        return found
+
+    def _ids_of(self, candidates: dict, section: Section) -> list:
+        return [one for value in section.values for one in candidates.get(value, ())]
+
+
+# =================================================================================================
+# medialib/catalog_skip.py, from its line 21
+# Far places of a sorted list: the row behind so many others.
+# =================================================================================================
+
+SKIP_MOST = 1 << 40
+SKIP_NEAR = 5000
+SKIP_TIME_S = 0.5
+SHARE_TIME_S = 3.0
+SKIP_STEPS = 20_000  # SQLite asks after so many steps whether it is to stop
+
+
+def skip_count(body: dict, name: str = "skip") -> int:
+    skip = body.get(name) or 0
+    if type(skip) is not int or not 0 <= skip <= SKIP_MOST:
+        raise FilterError(f"{name} must be a whole number that is not negative")
+    return skip
+
+
+class FarPlace:
+    """The place behind `skip` rows of the list that starts at body's `after`; `of` in the body is
+    about how many rows the whole list has.
+    """
+
+    def __init__(self, pages, filter_: FileFilter, sort, order: str, body: dict, skip: int):
+        self.pages = pages
+        self.db = pages.db
+        self.filter = filter_
+        self.sort = sort
+        self.order = order
+        self.after = body.get("after")
+        self.skip = skip
+        self.of = skip_count(body, "of")
+
+    def found(self) -> tuple:
+        """(token of that place, or None where the list ends before it; what the answer says of
+        it: {} where it cannot be found).
+        """
+        if self.skip <= SKIP_NEAR or self._candidates() is not None:
+            token, rough = self._walked()
+        else:
+            place = self._counted(SKIP_TIME_S)
+            if place is None and self.after is None and self.of:
+                place = self._shared()
+            if place is None:
+                return None, {}
+            token, rough = place
+        return token, {"skipped": self.skip, **({"approximate": True} if rough else {})}
+
+    def _candidates(self):
+        return proposed_files(self.db, self.filter, self.pages.searchable)
+
+    def _walked(self) -> tuple:
+        files, token = self.pages.find_sorted(self.filter, self.sort, self.order, self.after,
+                                              self.skip)
+        return token, token is not None and len(files) < self.skip
+
+    def _counted(self, time_s: float) -> tuple | None:
+        """(token or None, whether it is only about right), or None where it cannot be counted, or
+        not in time.
+        """
+        if self.sort in SECTION_SORTS:
+            return self._in_sections() if self.after is None else None
+        if self.sort == "path":
+            return self._in_folders() if self.after is None else None
+        if self.filter.words:  # they are compared outside of SQL
+            return None
+        return self._in_index(time_s)
+
+    def _shared(self) -> tuple | None:
+        """The place at the same share of the list without the filter."""
+        every = bare_filter(self.filter, self.pages.reader.roots, self.sort)
+        place = FarPlace(self.pages, every, self.sort, self.order, {}, 0)
+        total = place._rows()
+        place.skip = min(self.skip, self.of) * total // self.of
+        if not 0 < place.skip < total:
+            return None
+        found = place._counted(SHARE_TIME_S)
+        return None if found is None or found[0] is None else (found[0], True)
+
+    def _rows(self) -> int:
+        """How long the list of a bare filter is."""
+        key = SORT_KEYS.get(self.sort, self.sort)
+        if getattr(key, "meta", False):
+            return self.db.execute(f"SELECT count(*) FROM {key.source(bare=True)[0]} WHERE"
+                                   f" {key.pins(self.filter)[0][0]}",
+                                   key.pins(self.filter)[0][1]).fetchone()[0]
+        if self.sort in SECTION_SORTS:
+            return sum(size for _, size in self._sections())
+        if self.filter.under is not None:
+            return sum(self.db.execute(
+                "SELECT coalesce(sum(files), 0) FROM folder WHERE root = ? AND key >= ?"
+                " AND key < ?", part).fetchone()[0] for part in self.filter.under)
+        if getattr(key, "by_kind", False):
+            marks = ",".join("?" * len(self.filter.kinds))
+            return self.db.execute("SELECT coalesce(sum(files), 0) FROM tally WHERE kind IN"
+                                   f" ({marks})", self.filter.kinds).fetchone()[0]
+        if getattr(key, "pin", None):
+            return self.db.execute("SELECT coalesce(sum(files), 0) FROM tally f WHERE"
+                                   f" {key.pin[0]}", key.pin[1]).fetchone()[0]
+        return sum(root.files + root.missing for root in self.filter.roots.values())
+
+    # -- an index --------------------------------------------------------------------------------
+
+    def _in_index(self, time_s: float) -> tuple | None:
+        key = SORT_KEYS.get(self.sort, self.sort)
+        after = decode_token(self.after, 2) if self.after is not None else None
+        direction = "DESC" if self.order == "desc" else "ASC"
+        parts, values = [], []
+        for pin in key.pins(self.filter):
+            for condition, own in key.parts_behind(self.order, pin, after):
+                statement, bound = self._index_part(key, condition)
+                parts.append(statement)
+                values += [*own, *bound]
+        # SQLite merges the parts as their indexes yield them; nothing is sorted or kept.
+        statement = (" UNION ALL ".join(parts) + f" ORDER BY v{key.collate} {direction},"
+                     f" i {direction} LIMIT 1 OFFSET ?")
+        done, row = self._within_time(time_s, statement, (*values, self.skip - 1))
+        return (encode_token(*row) if row is not None else None, False) if done else None
+
+    def _index_part(self, key, condition: str) -> tuple:
+        """(SELECT of one range of the index, the filter's values). What the range itself holds
+        fixed need not be asked of its rows.
+        """
+        fixed = ("f.kind ",) if key.by_kind else key.pin[:1] or (" ",)
+        bare = all(one.startswith(fixed) for one in self.filter.conditions)
+        source, row_id = key.source(bare=bare)
+        columns = f"SELECT {key.column} AS v, {row_id} AS i FROM {source}"
+        if bare:
+            return f"{columns} WHERE {condition}", ()
+        needs_join = self.filter.needs_meta and not key.meta
+        join = " JOIN metadata m ON m.file = f.id" if needs_join else ""
+        return f"{columns}{join} WHERE {condition} AND {self.filter.where()}", self.filter.values
+
+    def _within_time(self, time_s: float, statement: str, values) -> tuple:
+        end = time.monotonic() + time_s
+        self.db.set_progress_handler(lambda: time.monotonic() > end, SKIP_STEPS)
+        try:
+            row = self.db.execute(statement, values).fetchone()
+        except sqlite3.OperationalError as error:
+            if "interrupted" not in str(error):
+                raise
+            return False, None
+        finally:
+            self.db.set_progress_handler(None, 0)
+        return True, row
+
+    # -- folders ---------------------------------------------------------------------------------
+
+    def _in_folders(self) -> tuple | None:
+        if not self.filter.plain <= {"agent", "root", "under"}:
+            return None
+        walk = PathWalk(self.pages, self.filter, self.order)
+        left, roots = self.skip, walk.roots
+        for root in roots:
+            if self.filter.under is None and root.files + root.missing < left:
+                left -= root.files + root.missing
+                continue
+            token, left = self._in_root(walk, root, left)
+            if token is not None:
+                return token, False
+        return None, False
+
+    def _in_root(self, walk: PathWalk, root, left: int) -> tuple:
+        """(the place behind so many rows of a root, by the totals of its folders; how many are
+        left to pass where the root has fewer).
+        """
+        missing = {}
+        if root.missing:
+            missing = dict(self.db.execute(
+                "SELECT f.folder, count(*) FROM file f INDEXED BY file_missing JOIN folder d"
+                " ON d.id = f.folder AND d.root = ? WHERE f.state = 1 GROUP BY 1", (root.id,)))
+        before = None
+        for folder_id, key, files in walk.folders_of(root):
+            held = files + missing.get(folder_id, 0)
+            if held >= left:
+                after = None if before is None else folder_end_token(root.id, before, walk.reverse)
+                return self._in_folder(walk, root, after, left), left
+            left -= held
+            before = key
+        return None, left
+
+    def _in_folder(self, walk: PathWalk, root, after, left: int) -> str | None:
+        """The place behind the first files of the folder that comes after `after`."""
+        start = walk.roots.index(root)
+        walk.roots = walk.roots[start:]
+        places, _ = walk.find(None, after, left)
+        return path_token(places[-1]) if len(places) == left else None
+
+    # -- sections --------------------------------------------------------------------------------
+
+    def _sections(self) -> list:
+        """[(section, its rows)] in the order of the list."""
+        sizes = self._section_sizes()
+        return [(section, sum(sizes.get(value, 0) for value in section.values))
+                for section in SectionWalk(self.pages, self.filter, self.sort, self.order).sections]
+
+    def _in_sections(self) -> tuple | None:
+        if not self.filter.plain <= {"agent", "root"}:
+            return None
+        left = self.skip
+        for section, size in self._sections():
+            if size < left:
+                left -= size
+                continue
+            inner = FarPlace(self.pages, section.filter, section.sort, self.order, {"of": size},
+                             left)
+            token, told = inner.found()
+            if not told:
+                return None
+            return encode_token(section.number, "end" if token is None else token), (
+                "approximate" in told)
+        return None, False
+
+    def _section_sizes(self) -> dict:
+        """{value: rows}, whatever their state, in the roots of the filter."""
+        roots = tuple(self.filter.roots)
+        marks = ",".join("?" * len(roots))
+        if self.sort in SECTION_FIELDS:
+            rows = self.db.execute(f"SELECT value, sum(files) FROM facet WHERE field = ? AND root"
+                                   f" IN ({marks}) GROUP BY 1",
+                                   (SECTION_FIELDS[self.sort], *roots))
+        else:
+            column = {"state": "root * 2 + state", "agent": "root"}.get(self.sort, self.sort)
+            rows = self.db.execute(f"SELECT {column}, sum(files) FROM tally WHERE root IN"
+                                   f" ({marks}) GROUP BY 1", roots)
+        return dict(rows.fetchall())
+
+
+def bare_filter(filter_: FileFilter, roots: dict, sort) -> FileFilter:
+    """The same without what is asked of single rows. What the list is ordered by stays limited."""
+    if sort != "path" and sort not in SECTION_SORTS:
+        return FileFilter(dict(roots), kinds=filter_.kinds)
+    every = FileFilter(dict(filter_.roots), all_roots=filter_.all_roots)
+    if not every.all_roots:
+        every.add(f"d.root IN ({','.join('?' * len(every.roots))})", *every.roots)
+    if sort == "kind":
+        every.kinds = filter_.kinds
+    elif sort == "path" and "under" in filter_.plain:
+        every.under, every.plain = filter_.under, {"under"}
+        every.add_under()
+    else:
+        every.states, every.numbers = filter_.states, filter_.numbers
+    return every
+
+
+# =================================================================================================
+# medialib/catalog_files.py, from its line 28
+# Pages of files: filtered, sorted, the deepest as fast as the first.
+# =================================================================================================
+
+WINDOW_FIRST = 2000
+WINDOW_LARGEST = 20_000
+SEARCH_WINDOW = 300
+SEARCH_MARKS = 8
+PAGE_TIME_S = 2.0
+SORT_NAMES = (*SORT_KEYS, *SECTION_SORTS, "path")
 
 
 class FilePages:
@@ -13282,123 +13991,118 @@ class FilePages:
         self.end_at = time.monotonic() + time_s
 
     def page(self, body: dict) -> dict:
-        """{"files", "next"} for the body of POST /api/files; with "skip", where that is possible,
-        from behind so many rows, and "skipped" says so.
+        """{"files", "next"} for the body of POST /api/files; with "skip" from behind so many rows,
+        where "skipped" says so, and "approximate" that the place is about right.
         """
-        limit, skip = page_limit(body), skip_count(body)
-        place, done = self._skipped(body, skip) if skip else (body, False)
-        found, token = self.find(place, limit) if place is not None else ([], None)
-        answer = {"files": self.shower.show_all(found), "next": token}
-        return {**answer, "skipped": skip} if done else answer
-
-    def _skipped(self, body: dict, skip: int) -> tuple:
-        """(the body that goes on behind the skipped rows, or None if the list ends before that;
-        whether it could be done).
-        """
-        filter_ = self.reader.read(body.get("filter"))
-        key, order = SORT_KEYS.get(body.get("sort") or "name"), body.get("order") or "asc"
-        if key is None or order not in ("asc", "desc"):
-            return body, False
-        after = body.get("after")
-        after = decode_token(after, 2) if after is not None else None
-        proposed = proposed_files(self.db, filter_, self.searchable)
-        if proposed is not None:
-            _, token = self._sorted_candidates(key, filter_, proposed, order, after, skip)
-        elif can_skip(filter_):
-            done, row = skipped_place(self, key, filter_, order, after, skip)
-            if not done:
-                return body, False
-            token = encode_token(*row) if row is not None else None
-        else:
-            return body, False
-        return (None if token is None else {**body, "after": token}), True
+        limit, skip, far = page_limit(body), skip_count(body), {}
+        if skip:
+            filter_ = self.reader.read(body.get("filter"))
+            token, far = FarPlace(self, filter_, *sort_of(body), body, skip).found()
+            if far and token is None:
+                return {"files": [], "next": None, **far}
+            body = {**body, "after": token} if far else body
+        places, token = self.find(body, limit)
+        files = self.shower.show_all(whole_rows(self.db, places))
+        return {"files": files, "next": token, **far}
 
     def one(self, file_id: int) -> dict | None:
         """One file with "streams" of ffprobe and its "copies", or None."""
         row = self.db.execute(
-            f"SELECT 0, {FILE_COLUMNS_OF_F}, d.root, d.key FROM file f"
+            f"SELECT {FILE_COLUMNS_OF_F}, d.root, d.key FROM file f"
             " JOIN folder d ON d.id = f.folder WHERE f.id = ?", (file_id,)).fetchone()
         if row is None:
             return None
-        found = found_file(row)
-        shown = self.shower.show(found.row, found.root, found.key, streams=True)
+        found = FileRow(*row[:-2])
+        shown = self.shower.show(found, row[-2], row[-1], streams=True)
         text = (shown["metadata"] or {}).get("streams_json")
         return {**shown, "streams": parsed_streams(text),
-                "copies": file_copies(self.db, self.shower, found.row)}
+                "copies": file_copies(self.db, self.shower, found)}
 
     def find(self, body: dict, limit: int) -> tuple:
         """([FoundRow], next token or None)."""
         filter_ = self.reader.read(body.get("filter"))
-        sort, order = body.get("sort") or "name", body.get("order") or "asc"
-        if sort not in SORT_NAMES:
-            raise FilterError(f"sort must be one of {', '.join(SORT_NAMES)}")
-        if order not in ("asc", "desc"):
-            raise FilterError("order must be asc or desc")
-        after = body.get("after")
-        proposed = proposed_files(self.db, filter_, self.searchable)
+        sort, order = sort_of(body)
+        return self.find_sorted(filter_, sort, order, body.get("after"), limit)
+
+    def find_sorted(self, filter_: FileFilter, sort, order: str, after, limit: int,
+                    proposed=None) -> tuple:
+        """The same for a filter that is read. `sort` is a name of SORT_NAMES or a SortKey;
+        `proposed` are the sources of all that can match, where they are known already.
+        """
+        if sort in SECTION_SORTS:
+            return SectionWalk(self, filter_, sort, order).find(after, limit)
+        if proposed is None:
+            proposed = proposed_files(self.db, filter_, self.searchable,
+                                      0 if sort == "path" else MANY_FILES)
         if sort == "path":
-            return self._by_path(filter_, proposed, order, after, limit)
-        if after is not None:
-            after = decode_token(after, 2)
-        key = SORT_KEYS[sort]
-        if proposed is not None:
-            return self._sorted_candidates(key, filter_, proposed, order, after, limit)
-        return self._walked(key, filter_, order, after, limit)
+            return PathWalk(self, filter_, order).find(proposed, after, limit)
+        key = sort if isinstance(sort, SortKey) else SORT_KEYS[sort]
+        after = decode_token(after, 2) if after is not None else None
+        if proposed is None:
+            return self._walked(key, filter_, order, after, limit)
+        if getattr(proposed, "rows", 0) > few_files(filter_):
+            # Many matches are often close together in the order of the list.
+            found = self._walked(key, filter_, order, after, limit, SEARCH_MARKS)
+            if found[1] is None or len(found[0]) == limit:
+                return found
+        return self.sorted_candidates(key, filter_, proposed, order, after, limit)
 
     # -- few candidates --------------------------------------------------------------------------
 
     def matching(self, filter_: FileFilter, proposed, columns: str, meta: bool):
-        """(sort value, *FileRow, root, key) of the candidates that match."""
+        """(*columns, id, name, root, key) of the candidates that match, each once."""
+        words, seen = PathWords(filter_.words, self.reader.roots), set()
+        several = len(proposed) > 1
+        join = "LEFT JOIN metadata m ON m.file = f.id" if meta else ""
         for source, values in proposed:
-            rows = self.db.execute(
-                f"SELECT {columns}, {FILE_COLUMNS_OF_F}, d.root, d.key FROM {source}"
-                f" {'LEFT JOIN metadata m ON m.file = f.id' if meta else ''}"
-                f" WHERE {filter_.where()}", (*values, *filter_.values))
-            for row in rows:
-                if self._words_match(filter_, row[3], row[-2], row[-1]):
+            for row in self.db.execute(
+                    f"SELECT {columns}, f.id, f.name, d.root, d.key FROM {source} {join}"
+                    f" WHERE {filter_.where()}", (*values, *filter_.values)):
+                if row[-4] not in seen and words.match(*row[-3:]):
+                    if several:
+                        seen.add(row[-4])
                     yield row
 
-    def _words_match(self, filter_: FileFilter, name: str, root_id: int, key: bytes) -> bool:
-        if not filter_.words:
-            return True
-        rel = join_rel(rel_of_key(key), name)
-        return text_matches(filter_.words, self.reader.roots[root_id].path_of(rel))
-
-    def _sorted_candidates(self, key, filter_, proposed, order, after, limit) -> tuple:
-        meta = filter_.needs_meta or key.meta
-        rows = self.matching(filter_, proposed, key.column, meta)
-        found = {}
-        for row in rows:
-            if row[0] is not None:
-                found[row[1]] = (key.key_of(row[0]), row[1], row)
-        pairs = sorted(found.values(), key=lambda item: item[:2], reverse=order == "desc")
+    def sorted_candidates(self, key, filter_, proposed, order, after, limit) -> tuple:
+        rows = self.matching(filter_, proposed, key.column, filter_.needs_meta or key.meta)
+        places = ((key.key_of(row[0]), row[1], row) for row in rows if row[0] is not None)
         if after is not None:
-            try:
-                last = (key.key_of(after[0]), after[1])
-                later = (lambda one: one < last) if order == "desc" else (lambda one: one > last)
-                pairs = [item for item in pairs if later(item[:2])]
-            except (TypeError, AttributeError):
-                raise FilterError("after does not belong to this sort") from None
-        more = len(pairs) > limit
-        files = [found_file(row) for _, _, row in pairs[:limit]]
-        return files, encode_token(files[-1].at, files[-1].id) if more else None
+            places = self._behind(places, key, order, after)
+        pick = heapq.nlargest if order == "desc" else heapq.nsmallest
+        pairs = pick(limit + 1, places, key=lambda item: item[:2])
+        files = [found_place(row) for _, _, row in pairs[:limit]]
+        return files, encode_token(files[-1].at, files[-1].id) if len(pairs) > limit else None
+
+    def _behind(self, places, key: SortKey, order: str, after: list):
+        try:
+            last = (key.key_of(after[0]), after[1])
+            for one in places:
+                if one[:2] < last if order == "desc" else one[:2] > last:
+                    yield one
+        except (TypeError, AttributeError):
+            raise FilterError("after does not belong to this sort") from None
 
     # -- walking an index ------------------------------------------------------------------------
 
-    def _walked(self, key: SortKey, filter_, order, after, limit) -> tuple:
-        kinds = filter_.kinds if key.by_kind else [None]
-        walks = [self._walk(key, filter_, order, kind, after) for kind in kinds]
+    def _walked(self, key: SortKey, filter_, order, after, limit, marks: int = 0) -> tuple:
+        """`marks`: give up after so many windows, which are small then."""
+        words = PathWords(filter_.words, self.reader.roots)
+        windows = (SEARCH_WINDOW, SEARCH_WINDOW) if marks else (WINDOW_FIRST, WINDOW_LARGEST)
+        walks = [self._walk(key, filter_, words, order, pin, after, *windows)
+                 for pin in key.pins(filter_)]
         merged = heapq.merge(*walks, key=lambda one: (key.key_of(one.at), one.id),
                              reverse=order == "desc")
         files, last = [], None
         try:
             for one in merged:
                 last = one
-                if one.row is not None:
+                if one.root:
                     files.append(one)
                     if len(files) == limit:
                         break
-                elif time.monotonic() > self.end_at:
+                    continue
+                marks -= 1
+                if marks == 0 or time.monotonic() > self.end_at:
                     break
             else:
                 return files, None
@@ -13407,19 +14111,19 @@ class FilePages:
                 walk.close()
         return files, encode_token(last.at, last.id)
 
-    def _walk(self, key: SortKey, filter_, order, kind, after):
+    def _walk(self, key: SortKey, filter_, words, order, pin, after, window: int, largest: int):
         """FoundRow of everything that matches, in order, with a mark at the end of each window.
 
         What has the same value as the last one goes by its number, so that a million files of one
         size are no obstacle.
         """
-        window = WINDOW_FIRST
         while True:
-            parts = self.window_parts(key, order, kind, after)
             position, passed = None, 0
-            for condition, values in parts:
+            for condition, values in key.parts_behind(order, pin, after):
                 edge = self._edge(key, condition, values, order, window - passed)
-                yield from self._window(key, filter_, condition, values, order, edge)
+                for row in self._window(key, filter_, condition, values, order, edge):
+                    if words.match(*row[-3:]):
+                        yield found_place(row)
                 passed += edge[0]
                 if edge[1] is not None:
                     position = edge[1]
@@ -13427,37 +14131,11 @@ class FilePages:
             if position is None:
                 return
             yield FoundRow(*position)
-            after, window = position, min(window * 2, WINDOW_LARGEST)
-
-    def window_parts(self, key: SortKey, order, kind, after) -> list:
-        """[(condition, values)] that together are what comes after `after`, in this order."""
-        base, values = ("f.kind = ?", [kind]) if key.by_kind else ("1", [])
-        if key.meta:
-            base = f"{key.column} IS NOT NULL"
-        if after is None:
-            return [(base, values)]
-        than = "<" if order == "desc" else ">"
-        row_id = "m.file" if key.meta else "f.id"
-        if key.column == "f.id":
-            return [(f"{base} AND f.id {than} ?", [*values, after[1]])]
-        return [
-            (f"{base} AND {key.column} = ?{key.collate} AND {row_id} {than} ?",
-             [*values, after[0], after[1]]),
-            (f"{base} AND {key.column} {than} ?{key.collate}", [*values, after[0]]),
-        ]
-
-    def source_of(self, key: SortKey, *, bare: bool) -> tuple:
-        """(FROM …, the row's number) where the sort's index comes first."""
-        if key.meta:
-            table = f"metadata m INDEXED BY {key.index}"
-            joined = " CROSS JOIN file f ON f.id = m.file CROSS JOIN folder d ON d.id = f.folder"
-            return (table if bare else table + joined), "m.file"
-        table = f"file f INDEXED BY {key.index}" if key.index else "file f NOT INDEXED"
-        return (table if bare else f"{table} CROSS JOIN folder d ON d.id = f.folder"), "f.id"
+            after, window = position, min(window * 2, largest)
 
     def _edge(self, key, condition, values, order, count: int) -> tuple:
         """(rows in the window, (value, id) of its last one if there are more behind it)."""
-        source, row_id = self.source_of(key, bare=True)
+        source, row_id = key.source(bare=True)
         direction = "DESC" if order == "desc" else "ASC"
         row = self.db.execute(
             f"SELECT {key.column}, {row_id} FROM {source} WHERE {condition}"
@@ -13466,8 +14144,8 @@ class FilePages:
         return (count, row) if row is not None else (0, None)
 
     def _window(self, key, filter_, condition, values, order, edge):
-        """The matching rows of one part up to its edge."""
-        source, row_id = self.source_of(key, bare=False)
+        """(sort value, id, name, root, key) of one part up to its edge."""
+        source, row_id = key.source(bare=False)
         direction, than = ("DESC", ">") if order == "desc" else ("ASC", "<")
         bound, bound_values = "", ()
         if edge[1] is not None:
@@ -13475,102 +14153,21 @@ class FilePages:
                      f" ?{key.collate} OR {row_id} {than}= ?)")
             bound_values = (edge[1][0], edge[1][0], edge[1][1])
         join = " JOIN metadata m ON m.file = f.id" if filter_.needs_meta and not key.meta else ""
-        rows = self.db.execute(
-            f"SELECT {key.column}, {FILE_COLUMNS_OF_F}, d.root, d.key FROM {source}{join}"
+        return self.db.execute(
+            f"SELECT {key.column}, f.id, f.name, d.root, d.key FROM {source}{join}"
             f" WHERE {condition}{bound} AND {filter_.where()}"
             f" ORDER BY {key.column}{key.collate} {direction}, {row_id} {direction}",
             (*values, *bound_values, *filter_.values))
-        for row in rows:
-            if self._words_match(filter_, row[3], row[-2], row[-1]):
-                yield found_file(row)
-
-    # -- by path ---------------------------------------------------------------------------------
-
-    def _by_path(self, filter_, proposed, order, after, limit) -> tuple:
-        """In the order of the walk: root by root, folder by folder."""
-        reverse = order == "desc"
-        roots = sorted(filter_.roots.values(), reverse=reverse,
-                       key=lambda root: (root.path.split("/"), root.id))
-        position = None
-        if after is not None:
-            root_id, key_text, name, file_id = decode_token(after, 4)
-            position = (root_id, bytes.fromhex(key_text), name, file_id)
-            numbers = [root.id for root in roots]
-            if root_id not in numbers:
-                raise FilterError("after does not belong to this question")
-            roots = roots[numbers.index(root_id):]
-        if proposed is not None:
-            return self._path_candidates(filter_, proposed, roots, position, reverse, limit)
-        return self._path_walk(filter_, roots, position, reverse, limit)
-
-    def _path_candidates(self, filter_, proposed, roots, position, reverse, limit) -> tuple:
-        rank = {root.id: number for number, root in enumerate(roots)}
-        if reverse:
-            rank = {root: -number for root, number in rank.items()}
-        rows = {row[1]: row for row in self.matching(filter_, proposed, "0", filter_.needs_meta)
-                if row[-2] in rank}
-
-        def place(row):
-            return rank[row[-2]], row[-1], row[3].encode("utf-8", "surrogatepass"), row[1]
-
-        ordered = sorted(rows.values(), key=place, reverse=reverse)
-        if position is not None:
-            last = (rank[position[0]], position[1], position[2].encode("utf-8"), position[3])
-            ordered = [row for row in ordered
-                       if (place(row) < last if reverse else place(row) > last)]
-        more = len(ordered) > limit
-        files = [found_file(row) for row in ordered[:limit]]
-        return files, path_token(files[-1]) if more else None
-
-    def _path_walk(self, filter_, roots: list, position, reverse, limit) -> tuple:
-        files = []
-        for root, folder_id, key, after in self._folders_by_path(roots, position, reverse):
-            for found in self._folder_files(filter_, root, folder_id, key, after, reverse):
-                files.append(found)
-                if len(files) == limit:
-                    return files, path_token(found)
-            if time.monotonic() > self.end_at:
-                mark = "" if reverse else "\U0010ffff"
-                return files, encode_token(root.id, key.hex(), mark, 0)
-        return files, None
-
-    def _folders_by_path(self, roots: list, position, reverse):
-        """(root, folder id, key, (name, id) to go on behind or None)."""
-        than, direction = ("<", "DESC") if reverse else (">", "ASC")
-        for root in roots:
-            condition, values = "", ()
-            if position is not None and position[0] == root.id:
-                condition, values = f" AND key {than}= ?", (position[1],)
-            rows = self.db.execute(f"SELECT id, key FROM folder WHERE root = ?{condition}"
-                                   f" ORDER BY key {direction}", (root.id, *values))
-            for folder_id, key in rows:
-                here = position is not None and position[:2] == (root.id, key)
-                yield root, folder_id, key, position[2:] if here else None
-
-    def _folder_files(self, filter_, root: CatalogRoot, folder_id, key, after, reverse):
-        """Present and missing files of one folder, by name, that match."""
-        than, direction = ("<", "DESC") if reverse else (">", "ASC")
-        condition, values = "", ()
-        if after is not None:
-            condition = f" AND f.name {than}= ? AND (f.name {than} ? OR f.id {than} ?)"
-            values = (after[0], after[0], after[1])
-        join = " JOIN metadata m ON m.file = f.id" if filter_.needs_meta else ""
-        parts = [self.db.execute(
-            f"SELECT 0, {FILE_COLUMNS_OF_F}, d.root, d.key FROM file f INDEXED BY {index}"
-            f" CROSS JOIN folder d ON d.id = f.folder{join}"
-            f" WHERE f.folder = ? AND f.state = {state}{condition} AND {filter_.where()}"
-            f" ORDER BY f.name {direction}, f.id {direction}",
-            (folder_id, *values, *filter_.values))
-            for index, state in (("file_path", 0), ("file_missing", 1))]
-        for row in heapq.merge(*parts, key=lambda one: (one[3].encode("utf-8"), one[1]),
-                               reverse=reverse):
-            if self._words_match(filter_, row[3], row[-2], row[-1]):
-                yield found_file(row)
 
 
-def found_file(row: tuple) -> FoundRow:
-    file_row = FileRow(*row[1:-2])
-    return FoundRow(row[0], file_row.id, file_row, row[-2], row[-1])
+def sort_of(body: dict) -> tuple:
+    """(sort, order) of a body; FilterError where they cannot be meant."""
+    sort, order = body.get("sort") or "name", body.get("order") or "asc"
+    if sort not in SORT_NAMES:
+        raise FilterError(f"sort must be one of {', '.join(SORT_NAMES)}")
+    if order not in ("asc", "desc"):
+        raise FilterError("order must be asc or desc")
+    return sort, order
 
 
 def parsed_streams(text: str | None) -> list:
@@ -13581,10 +14178,6 @@ def parsed_streams(text: str | None) -> list:
         return []
     streams = told.get("streams", []) if isinstance(told, dict) else told
     return [one for one in streams if isinstance(one, dict)] if isinstance(streams, list) else []
-
-
-def path_token(found: FoundRow) -> str:
-    return encode_token(found.root, found.key.hex(), found.row.name, found.id)
 
 
 # =================================================================================================
@@ -13615,7 +14208,7 @@ def changes_page(db, words: dict, body: dict) -> dict:
         more, forgotten = True, forgotten[:limit]
         end = forgotten[-1][0]
     shower = FileShower(db, words, roots)
-    found = [FoundRow(0, row[0], FileRow(*row[:-2]), row[-2], row[-1]) for row in rows[:limit]]
+    found = [FoundRow(0, row[0], "", *row[-2:], FileRow(*row[:-2])) for row in rows[:limit]]
     agents = shower.agents
     return {
         "files": shower.show_all([one for one in found if one.row.seq <= end]),
@@ -13633,7 +14226,10 @@ def changes_page(db, words: dict, body: dict) -> dict:
 # Counts beside a list of files: how many there are of each kind, codec, machine, age.
 # =================================================================================================
 
-FACET_TIME_S = 1.5
+FACET_TIME_S = 0.08  # how long rows are counted before what is left is estimated
+FACET_TIME_MOST_S = 10.0
+SAMPLE_BLOCK = 500
+SAMPLE_DIGITS = 2  # of an estimate
 WEEK_S = 7 * 86400
 FACET_COLUMNS = {
     "kind": "f.kind", "ext": "f.ext", "reason": "f.reason", "state": "d.root * 2 + f.state",
@@ -13650,6 +14246,68 @@ AGE_CLASSES = (  # weeks up to which it goes, counted from this one
 )
 
 
+class FacetSums:
+    """Files and bytes by value, of several columns at once."""
+
+    def __init__(self, columns: int):
+        self.sums: list = [{} for _ in range(columns)]
+
+    def add(self, row: tuple) -> None:
+        """A row of these columns and the size."""
+        size = row[len(self.sums)]
+        for value, sums in zip(row, self.sums):
+            entry = sums.get(value)
+            if entry is None:
+                sums[value] = [1, size]
+            else:
+                entry[0] += 1
+                entry[1] += size
+
+    def told(self, keys: list, factor: float) -> dict:
+        """{key: {value: (files, bytes)}}; a factor other than 1 makes them round numbers."""
+        def scaled(number: int) -> int:
+            return number if factor == 1.0 else rounded(number * factor)
+
+        return {key: {value: (scaled(files), scaled(size)) for value, (files, size) in sums.items()}
+                for key, sums in zip(keys, self.sums)}
+
+
+def rounded(number: float) -> int:
+    """An estimate with as many digits as it is worth."""
+    if number < 1:
+        return 0
+    unit = 10 ** max(0, math.floor(math.log10(number)) + 1 - SAMPLE_DIGITS)
+    return round(number / unit) * unit
+
+
+def spread_out(count: int):
+    """The numbers below `count`, each once, such that any first part of them lies all over."""
+    step = max(1, round(count * 0.618))
+    while math.gcd(step, count) != 1:
+        step += 1
+    for number in range(count):
+        yield number * step % count
+
+
+def patience_of(body: dict) -> float:
+    """How long may be counted before it is estimated, as the one who asks wants it."""
+    patience_s = body.get("patience_s", FACET_TIME_S)
+    if type(patience_s) not in (int, float) or not 0 < patience_s <= FACET_TIME_MOST_S:
+        raise FilterError(f"patience_s must be a number above 0, at most {FACET_TIME_MOST_S:g}")
+    return patience_s
+
+
+def keys_by_filter(raw: dict, keys: list):
+    """(filter, the keys it counts). A key is counted without what is asked of it, so that the
+    alternatives stay in sight; None, the total, with everything.
+    """
+    own = [key for key in dict.fromkeys(keys) if key in raw or (key == "age" and "mtime" in raw)]
+    yield raw, [None, *(key for key in dict.fromkeys(keys) if key not in own)]
+    for key in own:
+        name = "mtime" if key == "age" else key
+        yield {other: value for other, value in raw.items() if other != name}, [key]
+
+
 class FacetCounts:
     """POST /api/facets for one request."""
 
@@ -13658,7 +14316,7 @@ class FacetCounts:
         self.pages = FilePages(catalog, db)
         self.words = self.pages.words
         self.now_week = int(catalog.clock()) // WEEK_S
-        self.end_at = time.monotonic() + FACET_TIME_S
+        self.patience_s = FACET_TIME_S
         self.approximate = False
 
     def answer(self, body: dict) -> dict:
@@ -13669,25 +14327,28 @@ class FacetCounts:
                 isinstance(key, str) and key in FACET_COLUMNS for key in keys):
             raise FilterError(f"keys must be of {', '.join(FACET_COLUMNS)}")
         limit = page_limit(body, 30)
-        total = self._sums(raw, None)
-        files, size = total.get(None, (0, 0))
-        facets = {}
-        for key in dict.fromkeys(keys):
-            others = {name: value for name, value in raw.items() if name != key}
-            facets[key] = self._shown(key, self._sums(others, key), limit)
-        return {"total": {"files": files, "bytes": size}, "facets": facets,
-                "approximate": self.approximate}
+        self.patience_s = patience_of(body)
+        sums: dict = {}
+        for others, some in keys_by_filter(raw, keys):
+            sums.update(self._sums(self.pages.reader.read(others), some))
+        files, size = sums[None].get(None, (0, 0))
+        return {"total": {"files": files, "bytes": size}, "approximate": self.approximate,
+                "facets": {key: self._shown(key, sums[key], limit) for key in dict.fromkeys(keys)}}
 
     # -- counting --------------------------------------------------------------------------------
 
-    def _sums(self, raw: dict, key: str | None) -> dict:
-        """{value: (files, bytes)}; with no key {None: …}, the total."""
-        filter_ = self.pages.reader.read(raw)
-        if filter_.plain <= TALLY_KEYS and (key is None or key in TALLY_KEYS):
-            return self._from_sums("tally", filter_, FACET_COLUMNS.get(key, "NULL"), "1")
-        if key in FIELD_KEYS and filter_.plain <= {"agent", "root", "state"}:
-            return self._from_sums("facet", filter_, "f.value", f"f.field = {FIELD_KEYS[key]}")
-        return self._from_rows(filter_, key)
+    def _sums(self, filter_: FileFilter, keys: list) -> dict:
+        """{key: {value: (files, bytes)}}; of the key None {None: …}, the total."""
+        sums, left = {}, []
+        for key in keys:
+            if filter_.plain <= TALLY_KEYS and (key is None or key in TALLY_KEYS):
+                sums[key] = self._from_sums("tally", filter_, FACET_COLUMNS.get(key, "NULL"), "1")
+            elif key in FIELD_KEYS and filter_.plain <= {"agent", "root", "state"}:
+                sums[key] = self._from_sums("facet", filter_, "f.value",
+                                            f"f.field = {FIELD_KEYS[key]}")
+            else:
+                left.append(key)
+        return {**sums, **(self._from_rows(filter_, left) if left else {})}
 
     def _from_sums(self, table: str, filter_: FileFilter, column: str, condition: str) -> dict:
         """The sums' rows have the columns the filter is about; `reason` 0 stands for none."""
@@ -13699,60 +14360,37 @@ class FacetCounts:
             f" WHERE {condition} AND {where} GROUP BY 1", filter_.values)
         return {value: (files, size) for value, files, size in rows if files}
 
-    def _from_rows(self, filter_: FileFilter, key: str | None) -> dict:
-        proposed = proposed_files(self.db, filter_, self.pages.searchable)
-        column = FACET_COLUMNS.get(key, "NULL")
-        meta = filter_.needs_meta or column.startswith(("m.", "CASE"))
-        sums: dict = collections.defaultdict(lambda: [0, 0])
+    def _from_rows(self, filter_: FileFilter, keys: list) -> dict:
+        """All keys in one look at the rows: all that can match where they are few, else as many as
+        there is time for, from all over the catalogue.
+        """
+        columns = [FACET_COLUMNS.get(key, "NULL") for key in keys]
+        meta = filter_.needs_meta or any(one.startswith(("m.", "CASE")) for one in columns)
+        told = ", ".join([*columns, "f.size"])
+        room = MANY_FILES if self.patience_s > FACET_TIME_S else 0
+        proposed = proposed_files(self.db, filter_, self.pages.searchable, room)
+        counts = FacetSums(len(keys))
         if proposed is not None:
-            seen = set()
-            for row in self.pages.matching(filter_, proposed, column, meta):
-                if row[1] not in seen:
-                    seen.add(row[1])
-                    self._add(sums, row[0], 1, row[6])
-        elif filter_.words:
-            self._by_looking(sums, filter_, column, meta)
-        else:
-            self._by_grouping(sums, filter_, column, meta)
-        return {value: tuple(entry) for value, entry in sums.items()}
+            for row in self.pages.matching(filter_, proposed, told, meta):
+                counts.add(row)
+            return counts.told(keys, 1.0)
+        return counts.told(keys, self._look_around(filter_, told, meta, counts))
 
-    def _add(self, sums: dict, value, files: int, size: int) -> None:
-        entry = sums[value]
-        entry[0] += files
-        entry[1] += size
-
-    def _by_looking(self, sums, filter_, column, meta) -> None:
-        """Words can only be found by looking at every path."""
-        source = [("file f JOIN folder d ON d.id = f.folder", ())]
-        for number, row in enumerate(self.pages.matching(filter_, source, column, meta)):
-            self._add(sums, row[0], 1, row[6])
-            if number % 200 == 0 and time.monotonic() > self.end_at:
+    def _look_around(self, filter_: FileFilter, told: str, meta: bool, counts: FacetSums) -> float:
+        """Rows are taken in blocks; how many times as many files the catalogue has as were seen."""
+        last = self.db.execute("SELECT value FROM counter WHERE name = 'file'").fetchone()[0]
+        blocks = -(-last // SAMPLE_BLOCK)
+        source = "file f JOIN folder d ON d.id = f.folder"
+        end_at = time.monotonic() + self.patience_s
+        for seen, block in enumerate(spread_out(blocks), 1):
+            condition = f"f.id > {block * SAMPLE_BLOCK} AND f.id <= {(block + 1) * SAMPLE_BLOCK}"
+            limited = narrowed(filter_, condition)
+            for row in self.pages.matching(limited, [(source, ())], told, meta):
+                counts.add(row)
+            if seen < blocks and time.monotonic() > end_at:
                 self.approximate = True
-                return
-
-    def _by_grouping(self, sums, filter_, column, meta) -> None:
-        join = "LEFT JOIN metadata m ON m.file = f.id" if meta else ""
-        if filter_.needs_meta:
-            source = "metadata m CROSS JOIN file f ON f.id = m.file"
-            join = ""
-        else:
-            source = "file f"
-        # SQLite calls this every so often; a true answer ends the statement.
-        self.db.set_progress_handler(lambda: time.monotonic() > self.end_at, 20_000)
-        try:
-            rows = self.db.execute(
-                f"SELECT {column}, count(*), sum(f.size) FROM {source} JOIN folder d ON"
-                f" d.id = f.folder {join} WHERE {filter_.where()} GROUP BY 1",
-                filter_.values).fetchall()
-        except sqlite3.OperationalError as error:
-            if "interrupted" not in str(error):
-                raise
-            self.approximate = True
-            return
-        finally:
-            self.db.set_progress_handler(None, 0)
-        for value, files, size in rows:
-            self._add(sums, value, files, size)
+                return blocks / seen
+        return 1.0
 
     # -- showing ---------------------------------------------------------------------------------
 
@@ -15049,25 +15687,25 @@ export const COLUMNS = [
   { key: "name", label: "Name", width: 300, fixed: true, node: (row) => name(row.name) },
   { key: "size", label: "Size", width: 92, number: true, first: "desc", text: (row) => bytes(row.size) },
   { key: "mtime", label: "Modified", width: 104, number: true, first: "desc", text: (row) => day(row.mtime) },
-  { key: "kind", label: "Kind", width: 90, unsorted: true, node: (row) => kindMark(row.kind) },
+  { key: "kind", label: "Kind", width: 90, node: (row) => kindMark(row.kind) },
   { key: "duration", label: "Duration", width: 88, number: true, first: "desc",
     text: (row) => clock(meta(row, "duration")) },
   { key: "height", label: "Resolution", width: 104, number: true, first: "desc",
     text: (row) => (meta(row, "height") ? `${meta(row, "width")}\u00D7${meta(row, "height")}` : "") },
-  { key: "video_codec", label: "Video", width: 106, unsorted: true, text: (row) => meta(row, "video_codec")
+  { key: "video_codec", label: "Video", width: 106, text: (row) => meta(row, "video_codec")
     || "" },
-  { key: "agent", label: "Machine", width: 110, unsorted: true, text: (row) => row.agent.name },
+  { key: "agent", label: "Machine", width: 110, text: (row) => row.agent.name },
   { key: "path", label: "Folder", width: 300, node: (row) => name(folderOf(row)) },
-  { key: "audio_codec", label: "Audio", width: 88, unsorted: true,
+  { key: "audio_codec", label: "Audio", width: 88,
     text: (row) => (meta(row, "audio_codecs") || []).join(", ") },
   { key: "bitrate", label: "Bitrate", width: 96, number: true, first: "desc",
     text: (row) => bitrate(meta(row, "bitrate")) },
-  { key: "state", label: "State", width: 92, unsorted: true, node: (row) => stateMark(row.state) },
-  { key: "container", label: "Container", width: 104, unsorted: true,
+  { key: "state", label: "State", width: 92, node: (row) => stateMark(row.state) },
+  { key: "container", label: "Container", width: 104,
     text: (row) => shortContainer(meta(row, "container")), off: true },
-  { key: "ext", label: "Ext.", width: 70, unsorted: true, text: (row) => row.ext, off: true },
+  { key: "ext", label: "Ext.", width: 70, text: (row) => row.ext, off: true },
   { key: "hashes", label: "Hashed", width: 82, unsorted: true, text: hashWord, off: true },
-  { key: "reason", label: "Reason", width: 130, unsorted: true, text: (row) => row.reason || "", off: true },
+  { key: "reason", label: "Reason", width: 130, text: (row) => row.reason || "", off: true },
   { key: "first_seen", label: "First seen", width: 112, number: true, first: "desc",
     text: (row) => day(row.first_seen), off: true },
   { key: "changed", label: "Changed", width: 112, number: true, first: "desc",
@@ -16491,6 +17129,7 @@ import { VirtualList } from "./virtual_list.js";
 
 const FACETS_WAIT_MS = 250;
 const FRESH_MS = 4000;
+const LONG_COUNT_S = 3;
 
 export class LibraryView {
   constructor(root) {
@@ -16606,7 +17245,7 @@ export class LibraryView {
     this.reloaded = Date.now();
     const { filter, sort, order } = this;
     const pages = new PagedRows((page, signal) => call("files", { filter, sort, order, ...page }, signal),
-      () => { if (this.pages === pages) this.arrived(); }, toastError);
+      () => this.totalFiles, () => { if (this.pages === pages) this.arrived(); }, toastError);
     this.pages = pages;
     if (!keep) { this.list.cursor = -1; this.list.top = 0; this.list.moveTo(0); }
     this.place.classList.add("waiting");
@@ -16629,20 +17268,32 @@ export class LibraryView {
     this.totalFiles = null;
     this.total.classList.add("waiting");
     try {
-      const { total, approximate } = await call("facets", { filter: this.counted(filter), keys: [] }, signal);
-      if (pages !== this.pages) return;
-      this.totalFiles = total.files;
-      this.total.classList.remove("waiting");
-      put(this.total, approximate ? "at least " : "", el("strong", null, count(total.files)),
-        ` ${total.files === 1 ? "file" : "files"} \u00B7 `, bytes(total.bytes));
-      if (pages.pages.size) this.arrived();
+      const counted = this.counted(filter);
+      for (const patience of [undefined, LONG_COUNT_S]) {
+        const answer = await call("facets", { filter: counted, keys: [], patience_s: patience }, signal);
+        if (pages !== this.pages) return;
+        this.showTotal(answer);
+        if (!answer.approximate) return;
+      }
     } catch (error) { toastError(error); }
   }
 
-  // Sorted by what only described videos have, the list holds only these.
+  // An estimate comes at once; where more time makes a count of it, that follows.
+  showTotal({ total, approximate }) {
+    this.totalFiles = total.files;
+    this.total.classList.remove("waiting");
+    put(this.total, approximate ? "about " : "", el("strong", null, count(total.files)),
+      ` ${total.files === 1 ? "file" : "files"} \u00B7 `, bytes(total.bytes));
+    if (this.pages.pages.size) this.arrived();
+  }
+
+  // Sorted by what only some files have, the list holds only these.
   counted(filter) {
-    return ["duration", "height", "bitrate"].includes(this.sort) && !filter[this.sort]
-      ? { ...filter, [this.sort]: { min: 0 } } : filter;
+    const { sort } = this;
+    if (sort === "reason" && !filter.kind) return { ...filter, kind: ["junk"] };
+    if (["video_codec", "audio_codec", "container"].includes(sort)) return { ...filter, probed: true };
+    return ["duration", "height", "bitrate"].includes(sort) && !filter[sort]
+      ? { ...filter, [sort]: { min: 0 } } : filter;
   }
 
   countFacets(filter) {
@@ -17637,10 +18288,12 @@ import { isAbort } from "./api.js";
 
 const PAGE = 200;
 const KEPT_PAGES = 40;
+const NEAR_PAGES = 20;
 
 export class PagedRows {
-  // fetchPage({after, skip, limit}, signal) → {files, next, skipped}
-  constructor(fetchPage, onchange, onerror) {
+  // fetchPage({after, skip, of, limit}, signal) → {files, next, skipped}; about() → rows of the list
+  constructor(fetchPage, about, onchange, onerror) {
+    this.about = about;
     this.fetchPage = fetchPage;
     this.onchange = onchange;
     this.onerror = onerror;
@@ -17649,6 +18302,7 @@ export class PagedRows {
     this.total = null;
     this.wanted = [];
     this.busy = null;
+    this.inOrder = false; // the host finds no far places: from page to page then
     this.closed = false;
   }
 
@@ -17685,19 +18339,28 @@ export class PagedRows {
     const start = this.tokens.has(page) ? page : Math.max(...[...this.tokens.keys()].filter((p) => p < page));
     const controller = new AbortController();
     this.busy = { page, controller };
-    const ask = { after: this.tokens.get(start) ?? undefined, limit: PAGE };
-    if (start < page) ask.skip = (page - start) * PAGE;
+    const ask = this.askFor(start, page);
     let failed = false;
     try {
       const answer = await this.whole(ask, controller.signal);
-      // A host that cannot skip answered the page we hold the token of: go on from there.
-      this.store(ask.skip && answer.skipped === undefined ? start : page, answer);
+      // A host that cannot skip answered the page whose place was told: go on from there.
+      const skipped = !ask.skip || answer.skipped !== undefined;
+      if (!skipped && !ask.after) this.inOrder = true;
+      this.store(skipped ? page : ask.after ? start : 0, answer);
     } catch (error) {
       failed = !isAbort(error);
       if (failed && !this.closed) this.onerror(error);
     }
     this.busy = null;
     if (!failed) this.pump();
+  }
+
+  // Near pages are reached from one that is known; far ones are counted from the start of the list.
+  askFor(start, page) {
+    if (page - start > NEAR_PAGES && !this.inOrder) return { skip: page * PAGE, of: this.about() || undefined,
+      limit: PAGE };
+    const ask = { after: this.tokens.get(start) ?? undefined, limit: PAGE };
+    return start < page ? { ...ask, skip: (page - start) * PAGE } : ask;
   }
 
   // The host may end an answer early to stay quick; a page is whole when it is full or the last.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .catalog_files import FoundRow
 from .catalog_filter import FilterError
+from .catalog_places import FoundRow
 from .catalog_roots import read_roots
 from .catalog_rows import FILE_COLUMNS_OF_F, FileRow
 from .catalog_show import FileShower
@@ -33,7 +33,7 @@ def changes_page(db, words: dict, body: dict) -> dict:
         more, forgotten = True, forgotten[:limit]
         end = forgotten[-1][0]
     shower = FileShower(db, words, roots)
-    found = [FoundRow(0, row[0], FileRow(*row[:-2]), row[-2], row[-1]) for row in rows[:limit]]
+    found = [FoundRow(0, row[0], "", *row[-2:], FileRow(*row[:-2])) for row in rows[:limit]]
     agents = shower.agents
     return {
         "files": shower.show_all([one for one in found if one.row.seq <= end]),

@@ -1,19 +1,19 @@
 """Counts beside a list of files: how many there are of each kind, codec, machine, age.
 
 Filters on machine, root, kind, extension, junk reason and state are answered from the sums that are
-kept with the rows, whatever the number of files. Others count rows, for a bounded time: `total` and
-`facets` then say "approximate" and hold what could be counted.
+kept with the rows, whatever the number of files. Others look at rows, for a bounded time: what was
+not reached by then is estimated from what was, and the answer says "approximate".
 """
 
 from __future__ import annotations
 
-import collections
 import json
+import math
 import time
 
 from .catalog_files import FilePages
 from .catalog_filter import RESOLUTION_SQL, FileFilter, FilterError
-from .catalog_propose import proposed_files
+from .catalog_propose import MANY_FILES, proposed_files
 from .catalog_schema import (
     FACET_AUDIO_CODEC,
     FACET_CONTAINER,
@@ -24,11 +24,14 @@ from .catalog_schema import (
     RESOLUTION_CLASSES,
     STATE_MISSING,
 )
+from .catalog_sections import narrowed
 from .catalog_tallies import WEEK_NS
 from .catalog_tokens import page_limit
-from .sqlite_store import sqlite3
 
-FACET_TIME_S = 1.5
+FACET_TIME_S = 0.08  # how long rows are counted before what is left is estimated
+FACET_TIME_MOST_S = 10.0
+SAMPLE_BLOCK = 500
+SAMPLE_DIGITS = 2  # of an estimate
 WEEK_S = 7 * 86400
 FACET_COLUMNS = {
     "kind": "f.kind", "ext": "f.ext", "reason": "f.reason", "state": "d.root * 2 + f.state",
@@ -45,6 +48,68 @@ AGE_CLASSES = (  # weeks up to which it goes, counted from this one
 )
 
 
+class FacetSums:
+    """Files and bytes by value, of several columns at once."""
+
+    def __init__(self, columns: int):
+        self.sums: list = [{} for _ in range(columns)]
+
+    def add(self, row: tuple) -> None:
+        """A row of these columns and the size."""
+        size = row[len(self.sums)]
+        for value, sums in zip(row, self.sums):
+            entry = sums.get(value)
+            if entry is None:
+                sums[value] = [1, size]
+            else:
+                entry[0] += 1
+                entry[1] += size
+
+    def told(self, keys: list, factor: float) -> dict:
+        """{key: {value: (files, bytes)}}; a factor other than 1 makes them round numbers."""
+        def scaled(number: int) -> int:
+            return number if factor == 1.0 else rounded(number * factor)
+
+        return {key: {value: (scaled(files), scaled(size)) for value, (files, size) in sums.items()}
+                for key, sums in zip(keys, self.sums)}
+
+
+def rounded(number: float) -> int:
+    """An estimate with as many digits as it is worth."""
+    if number < 1:
+        return 0
+    unit = 10 ** max(0, math.floor(math.log10(number)) + 1 - SAMPLE_DIGITS)
+    return round(number / unit) * unit
+
+
+def spread_out(count: int):
+    """The numbers below `count`, each once, such that any first part of them lies all over."""
+    step = max(1, round(count * 0.618))
+    while math.gcd(step, count) != 1:
+        step += 1
+    for number in range(count):
+        yield number * step % count
+
+
+def patience_of(body: dict) -> float:
+    """How long may be counted before it is estimated, as the one who asks wants it."""
+    patience_s = body.get("patience_s", FACET_TIME_S)
+    if type(patience_s) not in (int, float) or not 0 < patience_s <= FACET_TIME_MOST_S:
+        raise FilterError(f"patience_s must be a number above 0, at most {FACET_TIME_MOST_S:g}")
+    return patience_s
+
+
+def keys_by_filter(raw: dict, keys: list):
+    """(filter, the keys it counts). A key is counted without what is asked of it, so that the
+    alternatives stay in sight; None, the total, with everything.
+    """
+    own = [key for key in dict.fromkeys(keys) if key in raw or (key == "age" and "mtime" in raw)]
+    yield raw, [None, *(key for key in dict.fromkeys(keys) if key not in own)]
+    for key in own:
+        name = "mtime" if key == "age" else key
+        yield {other: value for other, value in raw.items() if other != name}, [key]
+
+
 class FacetCounts:
     """POST /api/facets for one request."""
 
@@ -53,7 +118,7 @@ class FacetCounts:
         self.pages = FilePages(catalog, db)
         self.words = self.pages.words
         self.now_week = int(catalog.clock()) // WEEK_S
-        self.end_at = time.monotonic() + FACET_TIME_S
+        self.patience_s = FACET_TIME_S
         self.approximate = False
 
     def answer(self, body: dict) -> dict:
@@ -64,25 +129,28 @@ class FacetCounts:
                 isinstance(key, str) and key in FACET_COLUMNS for key in keys):
             raise FilterError(f"keys must be of {', '.join(FACET_COLUMNS)}")
         limit = page_limit(body, 30)
-        total = self._sums(raw, None)
-        files, size = total.get(None, (0, 0))
-        facets = {}
-        for key in dict.fromkeys(keys):
-            others = {name: value for name, value in raw.items() if name != key}
-            facets[key] = self._shown(key, self._sums(others, key), limit)
-        return {"total": {"files": files, "bytes": size}, "facets": facets,
-                "approximate": self.approximate}
+        self.patience_s = patience_of(body)
+        sums: dict = {}
+        for others, some in keys_by_filter(raw, keys):
+            sums.update(self._sums(self.pages.reader.read(others), some))
+        files, size = sums[None].get(None, (0, 0))
+        return {"total": {"files": files, "bytes": size}, "approximate": self.approximate,
+                "facets": {key: self._shown(key, sums[key], limit) for key in dict.fromkeys(keys)}}
 
     # -- counting --------------------------------------------------------------------------------
 
-    def _sums(self, raw: dict, key: str | None) -> dict:
-        """{value: (files, bytes)}; with no key {None: …}, the total."""
-        filter_ = self.pages.reader.read(raw)
-        if filter_.plain <= TALLY_KEYS and (key is None or key in TALLY_KEYS):
-            return self._from_sums("tally", filter_, FACET_COLUMNS.get(key, "NULL"), "1")
-        if key in FIELD_KEYS and filter_.plain <= {"agent", "root", "state"}:
-            return self._from_sums("facet", filter_, "f.value", f"f.field = {FIELD_KEYS[key]}")
-        return self._from_rows(filter_, key)
+    def _sums(self, filter_: FileFilter, keys: list) -> dict:
+        """{key: {value: (files, bytes)}}; of the key None {None: …}, the total."""
+        sums, left = {}, []
+        for key in keys:
+            if filter_.plain <= TALLY_KEYS and (key is None or key in TALLY_KEYS):
+                sums[key] = self._from_sums("tally", filter_, FACET_COLUMNS.get(key, "NULL"), "1")
+            elif key in FIELD_KEYS and filter_.plain <= {"agent", "root", "state"}:
+                sums[key] = self._from_sums("facet", filter_, "f.value",
+                                            f"f.field = {FIELD_KEYS[key]}")
+            else:
+                left.append(key)
+        return {**sums, **(self._from_rows(filter_, left) if left else {})}
 
     def _from_sums(self, table: str, filter_: FileFilter, column: str, condition: str) -> dict:
         """The sums' rows have the columns the filter is about; `reason` 0 stands for none."""
@@ -94,60 +162,37 @@ class FacetCounts:
             f" WHERE {condition} AND {where} GROUP BY 1", filter_.values)
         return {value: (files, size) for value, files, size in rows if files}
 
-    def _from_rows(self, filter_: FileFilter, key: str | None) -> dict:
-        proposed = proposed_files(self.db, filter_, self.pages.searchable)
-        column = FACET_COLUMNS.get(key, "NULL")
-        meta = filter_.needs_meta or column.startswith(("m.", "CASE"))
-        sums: dict = collections.defaultdict(lambda: [0, 0])
+    def _from_rows(self, filter_: FileFilter, keys: list) -> dict:
+        """All keys in one look at the rows: all that can match where they are few, else as many as
+        there is time for, from all over the catalogue.
+        """
+        columns = [FACET_COLUMNS.get(key, "NULL") for key in keys]
+        meta = filter_.needs_meta or any(one.startswith(("m.", "CASE")) for one in columns)
+        told = ", ".join([*columns, "f.size"])
+        room = MANY_FILES if self.patience_s > FACET_TIME_S else 0
+        proposed = proposed_files(self.db, filter_, self.pages.searchable, room)
+        counts = FacetSums(len(keys))
         if proposed is not None:
-            seen = set()
-            for row in self.pages.matching(filter_, proposed, column, meta):
-                if row[1] not in seen:
-                    seen.add(row[1])
-                    self._add(sums, row[0], 1, row[6])
-        elif filter_.words:
-            self._by_looking(sums, filter_, column, meta)
-        else:
-            self._by_grouping(sums, filter_, column, meta)
-        return {value: tuple(entry) for value, entry in sums.items()}
+            for row in self.pages.matching(filter_, proposed, told, meta):
+                counts.add(row)
+            return counts.told(keys, 1.0)
+        return counts.told(keys, self._look_around(filter_, told, meta, counts))
 
-    def _add(self, sums: dict, value, files: int, size: int) -> None:
-        entry = sums[value]
-        entry[0] += files
-        entry[1] += size
-
-    def _by_looking(self, sums, filter_, column, meta) -> None:
-        """Words can only be found by looking at every path."""
-        source = [("file f JOIN folder d ON d.id = f.folder", ())]
-        for number, row in enumerate(self.pages.matching(filter_, source, column, meta)):
-            self._add(sums, row[0], 1, row[6])
-            if number % 200 == 0 and time.monotonic() > self.end_at:
+    def _look_around(self, filter_: FileFilter, told: str, meta: bool, counts: FacetSums) -> float:
+        """Rows are taken in blocks; how many times as many files the catalogue has as were seen."""
+        last = self.db.execute("SELECT value FROM counter WHERE name = 'file'").fetchone()[0]
+        blocks = -(-last // SAMPLE_BLOCK)
+        source = "file f JOIN folder d ON d.id = f.folder"
+        end_at = time.monotonic() + self.patience_s
+        for seen, block in enumerate(spread_out(blocks), 1):
+            condition = f"f.id > {block * SAMPLE_BLOCK} AND f.id <= {(block + 1) * SAMPLE_BLOCK}"
+            limited = narrowed(filter_, condition)
+            for row in self.pages.matching(limited, [(source, ())], told, meta):
+                counts.add(row)
+            if seen < blocks and time.monotonic() > end_at:
                 self.approximate = True
-                return
-
-    def _by_grouping(self, sums, filter_, column, meta) -> None:
-        join = "LEFT JOIN metadata m ON m.file = f.id" if meta else ""
-        if filter_.needs_meta:
-            source = "metadata m CROSS JOIN file f ON f.id = m.file"
-            join = ""
-        else:
-            source = "file f"
-        # SQLite calls this every so often; a true answer ends the statement.
-        self.db.set_progress_handler(lambda: time.monotonic() > self.end_at, 20_000)
-        try:
-            rows = self.db.execute(
-                f"SELECT {column}, count(*), sum(f.size) FROM {source} JOIN folder d ON"
-                f" d.id = f.folder {join} WHERE {filter_.where()} GROUP BY 1",
-                filter_.values).fetchall()
-        except sqlite3.OperationalError as error:
-            if "interrupted" not in str(error):
-                raise
-            self.approximate = True
-            return
-        finally:
-            self.db.set_progress_handler(None, 0)
-        for value, files, size in rows:
-            self._add(sums, value, files, size)
+                return blocks / seen
+        return 1.0
 
     # -- showing ---------------------------------------------------------------------------------
 

@@ -57,6 +57,8 @@ class FileFilter:
     kinds: list = field(default_factory=lambda: sorted(KIND_CODES.values()))
     exts: list | None = None
     missing_only: bool = False
+    states: set | None = None  # of FILE_STATES, where not all are wanted
+    numbers: dict = field(default_factory=dict)  # {key: the words' numbers that are wanted}
     hash: bytes | None = None
     under: list | None = None  # [(root id, key from, key to)]
     needs_meta: bool = False
@@ -66,6 +68,11 @@ class FileFilter:
     def add(self, condition: str, *values) -> None:
         self.conditions.append(condition)
         self.values.extend(values)
+
+    def add_under(self) -> None:
+        parts = ["(d.root = ? AND d.key >= ? AND d.key < ?)" for _ in self.under]
+        self.add("(" + (" OR ".join(parts) or "0") + ")",
+                 *[value for part in self.under for value in part])
 
     def where(self) -> str:
         return " AND ".join(self.conditions) if self.conditions else "1"
@@ -133,9 +140,7 @@ class FilterReader:
                 del found.roots[number]
             else:
                 found.under.append((number, *bounds))
-        parts = ["(d.root = ? AND d.key >= ? AND d.key < ?)" for _ in found.under]
-        found.add("(" + (" OR ".join(parts) or "0") + ")",
-                  *[value for part in found.under for value in part])
+        found.add_under()
 
     def read_folder(self, found, key, value) -> None:
         """Files directly in one folder."""
@@ -171,13 +176,16 @@ class FilterReader:
     def read_ext(self, found, key, value) -> None:
         texts = [normal_extension(text) for text in self._texts(key, value, empty=True)]
         found.exts = [self.word_ids[text] for text in texts if text in self.word_ids]
+        found.numbers[key] = found.exts
         found.add(f"f.ext IN ({','.join('?' * len(found.exts))})", *found.exts)
 
     def read_reason(self, found, key, value) -> None:
-        self._read_word_column(found, "f.reason", self._texts(key, value))
+        self._read_word_column(found, "f.reason", key, value)
 
-    def _read_word_column(self, found, column: str, texts: list) -> None:
-        numbers = [self.word_ids[text] for text in texts if text in self.word_ids]
+    def _read_word_column(self, found, column: str, key: str, value) -> None:
+        numbers = [self.word_ids[text] for text in self._texts(key, value)
+                   if text in self.word_ids]
+        found.numbers[key] = numbers
         found.add(f"{column} IN ({','.join('?' * len(numbers))})", *numbers)
 
     def read_state(self, found, key, value) -> None:
@@ -196,7 +204,7 @@ class FilterReader:
             inside = "IN" if state == "offline" else "NOT IN"
             parts.append(f"(f.state = {STATE_PRESENT} AND d.root {inside} ({marks}))")
             values += offline
-        found.missing_only = states == {"missing"}
+        found.missing_only, found.states = states == {"missing"}, states
         if states == {"offline"}:
             found.roots = {number: root for number, root in found.roots.items()
                            if root.state == "offline"}
@@ -228,11 +236,11 @@ class FilterReader:
 
     def read_video_codec(self, found, key, value) -> None:
         found.needs_meta = True
-        self._read_word_column(found, "m.video_codec", self._texts(key, value))
+        self._read_word_column(found, "m.video_codec", key, value)
 
     def read_container(self, found, key, value) -> None:
         found.needs_meta = True
-        self._read_word_column(found, "m.container", self._texts(key, value))
+        self._read_word_column(found, "m.container", key, value)
 
     def read_audio_codec(self, found, key, value) -> None:
         """Files with one of these among their audio codecs, which are one word as a JSON list."""
@@ -240,6 +248,7 @@ class FilterReader:
         quoted = [f'"{text}"' for text in self._texts(key, value)]
         lists = [number for text, number in self.word_ids.items()
                  if text.startswith("[") and any(one in text for one in quoted)]
+        found.numbers[key] = lists
         found.add(f"m.audio_codecs IN ({','.join(map(str, lists))})")
 
     def read_hash(self, found, key, value) -> None:

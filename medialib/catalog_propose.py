@@ -4,16 +4,31 @@ from __future__ import annotations
 
 from .catalog_filter import FileFilter
 from .catalog_schema import HASH_PREFIX_BYTES, STATE_MISSING
-from .catalog_search import proposed_ids
+from .catalog_search import proposed_ids, rarest_trigrams, usable_parts
 
 FEW_FILES = 8000  # fetching and sorting these takes less time than walking past as many
-FEW_FOLDERS = 2000
+FEW_OF_ALL = 400  # in large catalogues, where one walks further: this part of it
+MANY_FILES = 40_000  # fetched for a search where walking has found too little for a while
+FEW_FOLDERS = 10_000
+LOOKED_AT_PER_FETCH = 10  # names read from an index in the time of one row that is fetched
 ID_CHUNK = 500
 
 
-def proposed_files(db, filter_: FileFilter, searchable: bool) -> list | None:
-    """[(FROM clause, values)] of sources whose rows are all that can match, few of them; None when
-    no such source is known.
+class WordSources(list):
+    """Sources of a search; `rows` is about how many rows they cost to fetch."""
+
+    rows = 0
+
+
+def few_files(filter_: FileFilter) -> int:
+    """How many rows are fetched and sorted rather than walked to in the order of an index."""
+    total = sum(root.files + root.missing for root in filter_.roots.values())
+    return max(FEW_FILES, total // FEW_OF_ALL)
+
+
+def proposed_files(db, filter_: FileFilter, searchable: bool, room: int = 0) -> list | None:
+    """[(FROM clause, values)] of sources whose rows are all that can match, few of them (about
+    `room` where words are searched); None when no such source is known. A row may be in several.
     """
     if filter_.hash is not None:
         return _hash_source(filter_.hash)
@@ -23,7 +38,9 @@ def proposed_files(db, filter_: FileFilter, searchable: bool) -> list | None:
         found = source(db, filter_)
         if found is not None:
             return found
-    return _word_source(db, filter_) if searchable and filter_.words else None
+    if not searchable or not filter_.words:
+        return None
+    return _word_sources(db, filter_, room or few_files(filter_))
 
 
 def _hash_source(digest: bytes) -> list:
@@ -92,52 +109,124 @@ def _folder_range(root_id: int, first: bytes, end: bytes) -> list:
             for index, state in (("file_path", 0), ("file_missing", 1))]
 
 
-def _word_source(db, filter_: FileFilter) -> list | None:
-    """The files that the rarest word can be in, when they are few."""
-    best = None
-    for word in filter_.words:
-        ids = _ids_with_word(db, filter_, word, FEW_FILES if best is None else len(best))
-        if ids is not None and (best is None or len(ids) < len(best)):
-            best = ids
-    if best is None:
-        return None
-    ids = sorted(best)
-    sources = []
-    for start in range(0, len(ids), ID_CHUNK):
-        part = ids[start:start + ID_CHUNK]
-        sources.append((f"(SELECT * FROM file x WHERE x.id IN"
-                        f" ({','.join('?' * len(part))})) f JOIN folder d ON d.id = f.folder",
-                        tuple(part)))
+# Words
+
+def _word_sources(db, filter_: FileFilter, room: int) -> list | None:
+    """What the words can be in, root by root: those in a root's own path say nothing about it."""
+    wanted = set()
+    for root in filter_.roots.values():
+        above = root.path.lower()
+        wanted.add(tuple(part for part in usable_parts(filter_.words) if part not in above))
+    sources = WordSources([_names_not_indexed(db)])
+    for parts in sorted(wanted):
+        found = _PartSearch(db, parts, room).sources() if parts else None
+        if found is None:
+            return None
+        sources += found
+        sources.rows += found.rows
     return sources
 
 
-def _ids_with_word(db, filter_: FileFilter, word: str, at_most: int) -> set | None:
-    """Files whose name or folder can hold the word, or None if they are too many or unknown."""
-    if "/" in word or any(word in root.path.lower() for root in filter_.roots.values()):
-        return None
-    names = proposed_ids(db, "name_search", word, at_most + 1)
-    if names is None or len(names) > at_most:
-        return None
-    folders = proposed_ids(db, "folder_search", word, FEW_FOLDERS + 1)
-    if folders is None or len(folders) > FEW_FOLDERS:
-        return None
-    found = set(names)
-    found.update(_names_not_indexed(db, word))
-    for start in range(0, len(folders), ID_CHUNK):
-        part = folders[start:start + ID_CHUNK]
-        for index, state in (("file_path", 0), ("file_missing", 1)):
-            rows = db.execute(
-                f"SELECT id FROM file INDEXED BY {index} WHERE folder IN"
-                f" ({','.join('?' * len(part))}) AND state = {state} LIMIT {at_most + 1}", part)
-            found.update(row[0] for row in rows.fetchall())
-        if len(found) > at_most:
-            return None
-    return found
-
-
-def _names_not_indexed(db, word: str):
+def _names_not_indexed(db) -> tuple:
     """Files the index has not come to yet."""
     first = db.execute("SELECT value FROM counter WHERE name = 'searchable'").fetchone()[0]
-    for file_id, name in db.execute("SELECT id, name FROM file WHERE id > ?", (first,)):
-        if word in name.lower():
-            yield file_id
+    return "(SELECT * FROM file x WHERE x.id > ?) f JOIN folder d ON d.id = f.folder", (first,)
+
+
+class _PartSearch:
+    """Files with each of these texts in their name or in their folder's path: those with all in the
+    name, and of the folders with some, the files with the others in the name. Or, where a text
+    names too many folders, everything that holds any other one of them.
+    """
+
+    def __init__(self, db, parts: tuple, room: int):
+        self.db = db
+        self.room = room
+        self.trigrams = rarest_trigrams(db, parts)
+        self.parts = list(self.trigrams)  # the rarest first
+        self.folders = {part: self._folders_with(part) for part in self.parts}
+
+    def sources(self) -> WordSources | None:
+        for parts in [self.parts, *([part] for part in self.parts if len(self.parts) > 1)]:
+            if all(self.folders[part] is not None for part in parts):
+                found = self._sources_of(parts)
+                if found is not None:
+                    return found
+        return None
+
+    def _folders_with(self, part: str) -> dict | None:
+        """{folder: files in it}, None if they are too many."""
+        letters = [part[start:start + 3] for start in range(len(part) - 2)]
+        ids = proposed_ids(self.db, "folder_search", letters, FEW_FOLDERS + 1)
+        if ids is None or len(ids) > FEW_FOLDERS:
+            return None
+        folders: dict = {}
+        for some in id_chunks(ids):
+            folders.update(self.db.execute("SELECT id, files FROM folder WHERE id IN"
+                                           f" ({','.join('?' * len(some))})", some).fetchall())
+        return folders
+
+    def _sources_of(self, parts: list) -> WordSources | None:
+        by_rest, left = self._folders_by_rest(parts), self.room
+        for rest, folders in by_rest.items():
+            files = sum(folders.values())
+            left -= files // LOOKED_AT_PER_FETCH if rest else files
+        trigrams = [one for part in parts for one in self.trigrams[part]]
+        names = proposed_ids(self.db, "name_search", trigrams, left + 1) if left >= 0 else None
+        if names is None or len(names) > left:
+            return None
+        sources = WordSources(files_by_id(names))
+        sources.rows = self.room - left + len(names)
+        for rest, folders in by_rest.items():
+            sources += _files_in(folders, rest)
+        return sources
+
+    def _folders_by_rest(self, parts: list) -> dict:
+        """{parts that are not in the folder: {folder: files in it}}"""
+        held: dict = {}
+        for part in parts:
+            for folder in self.folders[part]:
+                held.setdefault(folder, []).append(part)
+        by_rest: dict = {}
+        for folder, some in held.items():
+            rest = tuple(part for part in parts if part not in some)
+            by_rest.setdefault(rest, {})[folder] = self.folders[some[0]][folder]
+        return by_rest
+
+
+def id_chunks(ids):
+    ordered = sorted(ids)
+    for start in range(0, len(ordered), ID_CHUNK):
+        yield tuple(ordered[start:start + ID_CHUNK])
+
+
+def files_by_id(ids: list) -> list:
+    """The sources that are these files."""
+    return [(f"(SELECT * FROM file x WHERE x.id IN ({','.join('?' * len(some))})) f"
+             " JOIN folder d ON d.id = f.folder", some) for some in id_chunks(ids)]
+
+
+def _files_in(folders, rest: tuple) -> list:
+    """Files of the folders whose names can hold the rest; the index of paths alone tells that."""
+    conditions = " AND ".join(["1", *map(_name_condition, rest)])
+    return [(f"(SELECT * FROM folder WHERE id IN ({','.join('?' * len(some))})) d CROSS JOIN"
+             f" file f INDEXED BY {index} ON f.folder = d.id AND f.state = {state}"
+             f" AND {conditions}", (*some, *(like_pattern(part) for part in rest)))
+            for some in id_chunks(folders)
+            for index, state in (("file_path", 0), ("file_missing", 1))]
+
+
+def _name_condition(part: str) -> str:
+    """SQL for names that can hold the part. SQLite compares the case of ASCII letters only, and
+    two letters beyond ASCII become ASCII ones in lower case.
+    """
+    others = [f" OR instr(f.name, '{letter}')" for letter, low in (("\u212a", "k"), ("\u0130", "i"))
+              if low in part]
+    if not part.isascii():
+        return "? IS NOT NULL"
+    return f"(f.name LIKE ? ESCAPE '!'{''.join(others)})"
+
+
+def like_pattern(part: str) -> str:
+    escaped = part.replace("!", "!!").replace("%", "!%").replace("_", "!_")
+    return f"%{escaped}%"

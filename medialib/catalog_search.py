@@ -16,6 +16,8 @@ from .sqlite_store import sqlite3
 SEARCH_CHUNK = 4000  # larger ones save little and make the next batch wait
 SEARCH_BEHIND = 20_000  # with more names than this not indexed yet, jobs wait for some of them
 SEARCH_WORDS = 16
+TRIGRAMS_ASKED = 2  # of one word
+TRIGRAM_SAMPLE = 200
 
 
 def search_words(text: str) -> list:
@@ -29,12 +31,17 @@ def text_matches(words: list, *texts: str) -> bool:
     return all(any(word in text for text in low) for word in words)
 
 
-def trigram_query(word: str) -> str | None:
-    """The FTS5 expression for rows that can hold this word; None for words that are too short."""
-    if len(word) < 3:
-        return None
-    parts = dict.fromkeys(word[start:start + 3] for start in range(len(word) - 2))
-    return " AND ".join('"' + part.replace('"', '""') + '"' for part in parts)
+def usable_parts(words: list) -> list:
+    """The texts the index can be asked for, each of which every match holds in its name or in its
+    folder's path: at least three letters, and no "/", which lies between the two.
+    """
+    parts = [part for word in words for part in word.split("/") if len(part) >= 3]
+    return list(dict.fromkeys(parts))
+
+
+def trigram_query(trigrams: list) -> str:
+    """The FTS5 expression for rows that hold all of these."""
+    return " AND ".join('"' + part.replace('"', '""') + '"' for part in dict.fromkeys(trigrams))
 
 
 class SearchIndex:
@@ -104,14 +111,30 @@ class SearchIndex:
         return last < counters.values["file"]
 
 
-def proposed_ids(db, table: str, word: str, limit: int) -> list | None:
-    """Up to `limit` row numbers that can hold the word, or None when the index cannot tell."""
-    query = trigram_query(word)
-    if query is None:
-        return None
+def proposed_ids(db, table: str, trigrams: list, limit: int) -> list | None:
+    """Up to `limit` numbers of rows that hold all the trigrams, or None when the index cannot tell.
+    """
     try:
         rows = db.execute(f"SELECT rowid FROM {table} WHERE {table} MATCH ? LIMIT ?",
-                          (query, limit)).fetchall()
+                          (trigram_query(trigrams), limit)).fetchall()
     except sqlite3.OperationalError:
         return None
     return [row[0] for row in rows]
+
+
+def rarest_trigrams(db, parts: tuple) -> dict:
+    """{part: its rarest trigrams among names}, the rarest part first. The index reads through all
+    rows of each trigram it is asked for: common ones cost much and exclude little.
+    """
+    shares = {part: sorted((_share_of(db, one), one) for one in {
+        part[start:start + 3] for start in range(len(part) - 2)}) for part in parts}
+    return {part: [one for _, one in some[:TRIGRAMS_ASKED]]
+            for part, some in sorted(shares.items(), key=lambda item: item[1])}
+
+
+def _share_of(db, trigram: str) -> float:
+    """About which part of the first names hold it: a guess that costs some microseconds."""
+    ids = proposed_ids(db, "name_search", [trigram], TRIGRAM_SAMPLE)
+    if not ids:
+        return 0.0
+    return len(ids) / ids[-1] if len(ids) == TRIGRAM_SAMPLE else len(ids) / 1e12

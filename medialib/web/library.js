@@ -17,6 +17,7 @@ import { VirtualList } from "./virtual_list.js";
 
 const FACETS_WAIT_MS = 250;
 const FRESH_MS = 4000;
+const LONG_COUNT_S = 3;
 
 export class LibraryView {
   constructor(root) {
@@ -132,7 +133,7 @@ export class LibraryView {
     this.reloaded = Date.now();
     const { filter, sort, order } = this;
     const pages = new PagedRows((page, signal) => call("files", { filter, sort, order, ...page }, signal),
-      () => { if (this.pages === pages) this.arrived(); }, toastError);
+      () => this.totalFiles, () => { if (this.pages === pages) this.arrived(); }, toastError);
     this.pages = pages;
     if (!keep) { this.list.cursor = -1; this.list.top = 0; this.list.moveTo(0); }
     this.place.classList.add("waiting");
@@ -155,20 +156,32 @@ export class LibraryView {
     this.totalFiles = null;
     this.total.classList.add("waiting");
     try {
-      const { total, approximate } = await call("facets", { filter: this.counted(filter), keys: [] }, signal);
-      if (pages !== this.pages) return;
-      this.totalFiles = total.files;
-      this.total.classList.remove("waiting");
-      put(this.total, approximate ? "at least " : "", el("strong", null, count(total.files)),
-        ` ${total.files === 1 ? "file" : "files"} \u00B7 `, bytes(total.bytes));
-      if (pages.pages.size) this.arrived();
+      const counted = this.counted(filter);
+      for (const patience of [undefined, LONG_COUNT_S]) {
+        const answer = await call("facets", { filter: counted, keys: [], patience_s: patience }, signal);
+        if (pages !== this.pages) return;
+        this.showTotal(answer);
+        if (!answer.approximate) return;
+      }
     } catch (error) { toastError(error); }
   }
 
-  // Sorted by what only described videos have, the list holds only these.
+  // An estimate comes at once; where more time makes a count of it, that follows.
+  showTotal({ total, approximate }) {
+    this.totalFiles = total.files;
+    this.total.classList.remove("waiting");
+    put(this.total, approximate ? "about " : "", el("strong", null, count(total.files)),
+      ` ${total.files === 1 ? "file" : "files"} \u00B7 `, bytes(total.bytes));
+    if (this.pages.pages.size) this.arrived();
+  }
+
+  // Sorted by what only some files have, the list holds only these.
   counted(filter) {
-    return ["duration", "height", "bitrate"].includes(this.sort) && !filter[this.sort]
-      ? { ...filter, [this.sort]: { min: 0 } } : filter;
+    const { sort } = this;
+    if (sort === "reason" && !filter.kind) return { ...filter, kind: ["junk"] };
+    if (["video_codec", "audio_codec", "container"].includes(sort)) return { ...filter, probed: true };
+    return ["duration", "height", "bitrate"].includes(sort) && !filter[sort]
+      ? { ...filter, [sort]: { min: 0 } } : filter;
   }
 
   countFacets(filter) {

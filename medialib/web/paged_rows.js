@@ -4,10 +4,12 @@ import { isAbort } from "./api.js";
 
 const PAGE = 200;
 const KEPT_PAGES = 40;
+const NEAR_PAGES = 20;
 
 export class PagedRows {
-  // fetchPage({after, skip, limit}, signal) → {files, next, skipped}
-  constructor(fetchPage, onchange, onerror) {
+  // fetchPage({after, skip, of, limit}, signal) → {files, next, skipped}; about() → rows of the list
+  constructor(fetchPage, about, onchange, onerror) {
+    this.about = about;
     this.fetchPage = fetchPage;
     this.onchange = onchange;
     this.onerror = onerror;
@@ -16,6 +18,7 @@ export class PagedRows {
     this.total = null;
     this.wanted = [];
     this.busy = null;
+    this.inOrder = false; // the host finds no far places: from page to page then
     this.closed = false;
   }
 
@@ -52,19 +55,28 @@ export class PagedRows {
     const start = this.tokens.has(page) ? page : Math.max(...[...this.tokens.keys()].filter((p) => p < page));
     const controller = new AbortController();
     this.busy = { page, controller };
-    const ask = { after: this.tokens.get(start) ?? undefined, limit: PAGE };
-    if (start < page) ask.skip = (page - start) * PAGE;
+    const ask = this.askFor(start, page);
     let failed = false;
     try {
       const answer = await this.whole(ask, controller.signal);
-      // A host that cannot skip answered the page we hold the token of: go on from there.
-      this.store(ask.skip && answer.skipped === undefined ? start : page, answer);
+      // A host that cannot skip answered the page whose place was told: go on from there.
+      const skipped = !ask.skip || answer.skipped !== undefined;
+      if (!skipped && !ask.after) this.inOrder = true;
+      this.store(skipped ? page : ask.after ? start : 0, answer);
     } catch (error) {
       failed = !isAbort(error);
       if (failed && !this.closed) this.onerror(error);
     }
     this.busy = null;
     if (!failed) this.pump();
+  }
+
+  // Near pages are reached from one that is known; far ones are counted from the start of the list.
+  askFor(start, page) {
+    if (page - start > NEAR_PAGES && !this.inOrder) return { skip: page * PAGE, of: this.about() || undefined,
+      limit: PAGE };
+    const ask = { after: this.tokens.get(start) ?? undefined, limit: PAGE };
+    return start < page ? { ...ask, skip: (page - start) * PAGE } : ask;
   }
 
   // The host may end an answer early to stay quick; a page is whole when it is full or the last.
