@@ -257,8 +257,9 @@ def test_folders_are_drilled(browser, host, root):
     browser.shows(".crumbs", root.name)
     browser.click(".tree-name .twist")
     browser.click(".treemap a .cell")
-    browser.until(lambda: root.name + "%2F" in browser.place, "one deeper")
-    depth = len(browser.texts(".crumbs a"))
+    depth = 3  # all machines, the root, and one deeper
+    browser.until(lambda: root.name + "%2F" in browser.place
+                  and len(browser.texts(".crumbs a")) == depth, "one deeper")
     browser.press("\ue003")
     browser.until(lambda: len(browser.texts(".crumbs a")) == depth - 1, "one up")
     browser.shows(".total strong")
@@ -288,7 +289,7 @@ def test_settings_are_changed_refused_and_reset(browser, host):
     browser.type("#tested", "123")
     browser.click(".save-bar .primary")
     browser.shows(".field.held .field-status", "default: 500")
-    assert setting_of(host, name) == 123
+    browser.until(lambda: setting_of(host, name) == 123, "the setting")
     browser.click(".field.held .field-status button")
     browser.click(".save-bar .primary")
     browser.until(lambda: setting_of(host, name) == 500, "the default again")
