@@ -30,25 +30,25 @@ here, `there` where in the module: that maps a traceback back.
     4828     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
     4971     19  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
     5387      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5640     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    5918     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6266     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6324     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6467     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    6787     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    6894     17  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    6995     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    7423     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7729     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    7939     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    8291     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    8465     22  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    8830     17  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
-    8892     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
-    8957     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
-    9181     47  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
+    5647     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    5925     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6273     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6331     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6474     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    6794     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    6901     17  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    7002     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    7430     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7736     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    7946     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    8298     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    8472     22  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    8837     17  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
+    8899     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
+    8964     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
+    9188     47  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
 """
-# sha256 of all below this line: cc1f2bd49b599dd4a3c889e4bc2b14bca575c13ad3d94d90a0658af4c5f1c428
+# sha256 of all below this line: 54e716e19c75b8f459e2cc9fe73bdba6c2be27186b9d9cca6d851770cd33bbb2
 
 from __future__ import annotations
 
@@ -5384,12 +5384,16 @@ def root_wire_path(root, path: str) -> str:
 # Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
 # =================================================================================================
 
-INDEX_COLUMNS = (
-    "path, inode_key, size, mtime, ctime, probed, hashed, hash_algo, hash_sample_size, sample_hash,"
+FRESH_COLUMNS = (
+    "path, inode_key, size, mtime, ctime, hashed, hash_algo, hash_sample_size, sample_hash,"
     " full_hash, last_seen, last_hashed_at, root_id, folder_id, kind, reason, racy, rev, digest,"
-    " moved_from, metadata, ino"
+    " ino"
 )
+INDEX_COLUMNS = f"{FRESH_COLUMNS}, probed, moved_from, metadata"
 INDEX_INSERT = f"INSERT OR REPLACE INTO agent_index ({INDEX_COLUMNS}) VALUES ({'?,' * 22}?)"
+# A row that is new in every respect leaves out what it cannot have: SQLite's own default is quicker
+# than handing a None to sqlite3, which asks for an adapter of it each time.
+FRESH_INSERT = f"INSERT OR REPLACE INTO agent_index ({FRESH_COLUMNS}) VALUES ({'?,' * 19}?)"
 FORMER_COLUMNS = (
     "inode_key, root_id, ctime, kind, probed, hashed, hash_algo, hash_sample_size, sample_hash,"
     " full_hash, last_hashed_at, racy, metadata"
@@ -5424,7 +5428,7 @@ class IndexWriter:
         for change in changes:
             verb = change.verb
             if verb == "put":
-                if change.fresh:
+                if change.fresh and not change.probed and change.moved_from is None:
                     fresh.append(change)
                 else:
                     self.put(change)
@@ -5467,23 +5471,26 @@ class IndexWriter:
         """Rows for paths that cannot be in the index yet (the first scan of an empty cache)."""
         # The same path twice in one batch: the later one is right.
         seen = {put.path: put for put in puts}
-        self.db.executemany(INDEX_INSERT, [self.index_row(put) for put in seen.values()])
+        self.db.executemany(FRESH_INSERT, [self.fresh_row(put) for put in seen.values()])
         if self.cache.error_count:
             for put in puts:
                 if put.facts is not None:
                     self.forget_failure(put.path, "read")
 
-    def index_row(self, put: PutFile, moved_from: str | None = None) -> tuple:
+    def fresh_row(self, put: PutFile) -> tuple:
+        """The values of FRESH_COLUMNS; the row counts in its root's sums from now on."""
         found, facts, kind, key = put.found, put.facts, put.kind, put.found.inode_key
         algo, sample_size, sample, full, at = facts or NO_FACTS
         digest = row_digest(put.rel, key, kind, algo, sample, full, put.probed)
         self.cache.roots.add(put.root_id, found.size, digest)
         return (
-            put.path, key, found.size, found.mtime, found.ctime, int(put.probed),
-            int(facts is not None), algo, sample_size, sample, full, self.now, at, put.root_id,
-            put.folder_id, kind, put.reason, int(put.racy), self.cache.next_rev(),
-            signed_digest(digest), moved_from, put.metadata, inode_number(key),
+            put.path, key, found.size, found.mtime, found.ctime, int(facts is not None), algo,
+            sample_size, sample, full, self.now, at, put.root_id, put.folder_id, kind, put.reason,
+            int(put.racy), self.cache.next_rev(), signed_digest(digest), inode_number(key),
         )
+
+    def index_row(self, put: PutFile, moved_from: str | None) -> tuple:
+        return (*self.fresh_row(put), int(put.probed), moved_from, put.metadata)
 
     def put(self, put: PutFile) -> None:
         self.db.execute("DELETE FROM removed WHERE path = ? AND root_id = ?",

@@ -30,69 +30,69 @@ here, `there` where in the module: that maps a traceback back.
     4884     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
     5027     19  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
     5443      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5696     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    5974     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6322     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6380     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6523     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    6843     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    6950     17  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    7051     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    7479     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7785     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    7995     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    8347     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    8521     22  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    8886     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
-    9148     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
-    9329     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
-    9655     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
-    9829     32  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
-   10252     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
-   10496     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
-   10628     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
-   10682     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
-   10782     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
-   10880     11  medialib/catalog_show.py: Files as the API shows them.
-   10927     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
-   11141     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
-   11209     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
-   11308     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
-   11568     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
-   11721     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
-   11913     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
-   12042     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
-   12400     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
-   12469     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
-   12762     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
-   12865     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
-   12898     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
-   13055      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
-   13286      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
-   13323      9  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
-   13429     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
-   13553     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
-   13728     21  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
-   13974     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   14188     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   14229     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   14460     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
-   14691     37  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   15110     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   15222      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   15263      1  medialib/web/: The files of the web UI.
-   19475     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   19574     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   19645     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   19817     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   19905     17  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   20042      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   20123      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   20166     45  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   20465     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
-   20490     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+    5703     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    5981     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6329     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6387     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6530     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    6850     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    6957     17  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    7058     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    7486     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7792     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    8002     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    8354     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    8528     22  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    8893     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
+    9155     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
+    9336     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
+    9662     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
+    9836     32  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
+   10259     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
+   10503     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
+   10635     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
+   10689     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
+   10789     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
+   10887     11  medialib/catalog_show.py: Files as the API shows them.
+   10934     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
+   11148     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
+   11216     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
+   11315     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
+   11575     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
+   11728     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
+   11920     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
+   12049     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
+   12407     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
+   12476     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
+   12769     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
+   12872     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
+   12905     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
+   13062      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
+   13293      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
+   13330      9  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
+   13436     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
+   13560     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
+   13735     21  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
+   13981     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   14195     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   14236     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   14467     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   14698     37  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   15117     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   15229      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   15270      1  medialib/web/: The files of the web UI.
+   19482     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   19581     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   19652     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   19824     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   19912     17  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   20049      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   20130      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   20173     45  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   20472     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
+   20497     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: dabd677c9933ec2e8834462d66a083a88280457f4036745f43660e0a56b078eb
+# sha256 of all below this line: 68266e14c8672784e2268a5d2e34a1570e75a15d913655bf832204a742b26e1e
 
 from __future__ import annotations
 
@@ -5440,12 +5440,16 @@ def root_wire_path(root, path: str) -> str:
 # Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
 # =================================================================================================
 
-INDEX_COLUMNS = (
-    "path, inode_key, size, mtime, ctime, probed, hashed, hash_algo, hash_sample_size, sample_hash,"
+FRESH_COLUMNS = (
+    "path, inode_key, size, mtime, ctime, hashed, hash_algo, hash_sample_size, sample_hash,"
     " full_hash, last_seen, last_hashed_at, root_id, folder_id, kind, reason, racy, rev, digest,"
-    " moved_from, metadata, ino"
+    " ino"
 )
+INDEX_COLUMNS = f"{FRESH_COLUMNS}, probed, moved_from, metadata"
 INDEX_INSERT = f"INSERT OR REPLACE INTO agent_index ({INDEX_COLUMNS}) VALUES ({'?,' * 22}?)"
+# A row that is new in every respect leaves out what it cannot have: SQLite's own default is quicker
+# than handing a None to sqlite3, which asks for an adapter of it each time.
+FRESH_INSERT = f"INSERT OR REPLACE INTO agent_index ({FRESH_COLUMNS}) VALUES ({'?,' * 19}?)"
 FORMER_COLUMNS = (
     "inode_key, root_id, ctime, kind, probed, hashed, hash_algo, hash_sample_size, sample_hash,"
     " full_hash, last_hashed_at, racy, metadata"
@@ -5480,7 +5484,7 @@ class IndexWriter:
         for change in changes:
             verb = change.verb
             if verb == "put":
-                if change.fresh:
+                if change.fresh and not change.probed and change.moved_from is None:
                     fresh.append(change)
                 else:
                     self.put(change)
@@ -5523,23 +5527,26 @@ class IndexWriter:
         """Rows for paths that cannot be in the index yet (the first scan of an empty cache)."""
         # The same path twice in one batch: the later one is right.
         seen = {put.path: put for put in puts}
-        self.db.executemany(INDEX_INSERT, [self.index_row(put) for put in seen.values()])
+        self.db.executemany(FRESH_INSERT, [self.fresh_row(put) for put in seen.values()])
         if self.cache.error_count:
             for put in puts:
                 if put.facts is not None:
                     self.forget_failure(put.path, "read")
 
-    def index_row(self, put: PutFile, moved_from: str | None = None) -> tuple:
+    def fresh_row(self, put: PutFile) -> tuple:
+        """The values of FRESH_COLUMNS; the row counts in its root's sums from now on."""
         found, facts, kind, key = put.found, put.facts, put.kind, put.found.inode_key
         algo, sample_size, sample, full, at = facts or NO_FACTS
         digest = row_digest(put.rel, key, kind, algo, sample, full, put.probed)
         self.cache.roots.add(put.root_id, found.size, digest)
         return (
-            put.path, key, found.size, found.mtime, found.ctime, int(put.probed),
-            int(facts is not None), algo, sample_size, sample, full, self.now, at, put.root_id,
-            put.folder_id, kind, put.reason, int(put.racy), self.cache.next_rev(),
-            signed_digest(digest), moved_from, put.metadata, inode_number(key),
+            put.path, key, found.size, found.mtime, found.ctime, int(facts is not None), algo,
+            sample_size, sample, full, self.now, at, put.root_id, put.folder_id, kind, put.reason,
+            int(put.racy), self.cache.next_rev(), signed_digest(digest), inode_number(key),
         )
+
+    def index_row(self, put: PutFile, moved_from: str | None) -> tuple:
+        return (*self.fresh_row(put), int(put.probed), moved_from, put.metadata)
 
     def put(self, put: PutFile) -> None:
         self.db.execute("DELETE FROM removed WHERE path = ? AND root_id = ?",

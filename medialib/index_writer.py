@@ -6,12 +6,16 @@ from .base import MedialibError
 from .cache_changes import Failure, GoneFile, PutFile
 from .scan_common import DIGEST_MODULUS, inode_number, row_digest, version_prefix
 
-INDEX_COLUMNS = (
-    "path, inode_key, size, mtime, ctime, probed, hashed, hash_algo, hash_sample_size, sample_hash,"
+FRESH_COLUMNS = (
+    "path, inode_key, size, mtime, ctime, hashed, hash_algo, hash_sample_size, sample_hash,"
     " full_hash, last_seen, last_hashed_at, root_id, folder_id, kind, reason, racy, rev, digest,"
-    " moved_from, metadata, ino"
+    " ino"
 )
+INDEX_COLUMNS = f"{FRESH_COLUMNS}, probed, moved_from, metadata"
 INDEX_INSERT = f"INSERT OR REPLACE INTO agent_index ({INDEX_COLUMNS}) VALUES ({'?,' * 22}?)"
+# A row that is new in every respect leaves out what it cannot have: SQLite's own default is quicker
+# than handing a None to sqlite3, which asks for an adapter of it each time.
+FRESH_INSERT = f"INSERT OR REPLACE INTO agent_index ({FRESH_COLUMNS}) VALUES ({'?,' * 19}?)"
 FORMER_COLUMNS = (
     "inode_key, root_id, ctime, kind, probed, hashed, hash_algo, hash_sample_size, sample_hash,"
     " full_hash, last_hashed_at, racy, metadata"
@@ -46,7 +50,7 @@ class IndexWriter:
         for change in changes:
             verb = change.verb
             if verb == "put":
-                if change.fresh:
+                if change.fresh and not change.probed and change.moved_from is None:
                     fresh.append(change)
                 else:
                     self.put(change)
@@ -89,23 +93,26 @@ class IndexWriter:
         """Rows for paths that cannot be in the index yet (the first scan of an empty cache)."""
         # The same path twice in one batch: the later one is right.
         seen = {put.path: put for put in puts}
-        self.db.executemany(INDEX_INSERT, [self.index_row(put) for put in seen.values()])
+        self.db.executemany(FRESH_INSERT, [self.fresh_row(put) for put in seen.values()])
         if self.cache.error_count:
             for put in puts:
                 if put.facts is not None:
                     self.forget_failure(put.path, "read")
 
-    def index_row(self, put: PutFile, moved_from: str | None = None) -> tuple:
+    def fresh_row(self, put: PutFile) -> tuple:
+        """The values of FRESH_COLUMNS; the row counts in its root's sums from now on."""
         found, facts, kind, key = put.found, put.facts, put.kind, put.found.inode_key
         algo, sample_size, sample, full, at = facts or NO_FACTS
         digest = row_digest(put.rel, key, kind, algo, sample, full, put.probed)
         self.cache.roots.add(put.root_id, found.size, digest)
         return (
-            put.path, key, found.size, found.mtime, found.ctime, int(put.probed),
-            int(facts is not None), algo, sample_size, sample, full, self.now, at, put.root_id,
-            put.folder_id, kind, put.reason, int(put.racy), self.cache.next_rev(),
-            signed_digest(digest), moved_from, put.metadata, inode_number(key),
+            put.path, key, found.size, found.mtime, found.ctime, int(facts is not None), algo,
+            sample_size, sample, full, self.now, at, put.root_id, put.folder_id, kind, put.reason,
+            int(put.racy), self.cache.next_rev(), signed_digest(digest), inode_number(key),
         )
+
+    def index_row(self, put: PutFile, moved_from: str | None) -> tuple:
+        return (*self.fresh_row(put), int(put.probed), moved_from, put.metadata)
 
     def put(self, put: PutFile) -> None:
         self.db.execute("DELETE FROM removed WHERE path = ? AND root_id = ?",
