@@ -31,24 +31,24 @@ here, `there` where in the module: that maps a traceback back.
     4971     19  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
     5387      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
     5647     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    5925     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6273     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6331     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6474     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    6794     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    6901     17  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    7002     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    7430     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7736     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    7946     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    8298     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    8472     22  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    8837     17  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
-    8899     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
-    8964     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
-    9188     47  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
+    5930     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6278     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6336     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6479     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    6799     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    6923     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    7032     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    7460     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7766     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    7976     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    8328     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    8502     22  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    8867     17  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
+    8929     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
+    8994     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
+    9218     47  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
 """
-# sha256 of all below this line: 54e716e19c75b8f459e2cc9fe73bdba6c2be27186b9d9cca6d851770cd33bbb2
+# sha256 of all below this line: 40f9dece81244e56c1cf138812d29f5fd83367e1459be1d8b93898b0b8d94611
 
 from __future__ import annotations
 
@@ -5731,6 +5731,12 @@ class RootBook:
                              " ORDER BY parked LIMIT 1", (volume, volume_path or ""))
         return self.get(row[0]) if row else None
 
+    def parked_at(self, path: str) -> list:
+        """The roots that were at this path until another disk took it."""
+        rows = self.store.rows("SELECT id FROM agent_root WHERE path = ? AND parked = 1"
+                               " ORDER BY id", (path,))
+        return [self.get(row[0]) for row in rows]
+
     def of_info(self, info) -> CachedRoot | None:
         """The root of this volume, under either of its names."""
         return self.of_volume(info.volume, info.volume_path) or self.of_volume(
@@ -5759,7 +5765,7 @@ class RootBook:
         if root is None:
             return self._add(path, info)
         if root.parked or root.path != path:
-            self._bring_to(root, path)
+            self.bring_to(root, path)
         self.save(root, volume=info.volume or root.volume, fs=info.fs, device=info.device,
                   volume_path=(info.volume_path if info.volume else root.volume_path) or "")
         return root
@@ -5776,7 +5782,8 @@ class RootBook:
         log.info("%s now holds another disk; what was there is kept as offline", root.path)
         self._rename_rows(root, path=root.path, parked=1)
 
-    def _bring_to(self, root: CachedRoot, path: str) -> None:
+    def bring_to(self, root: CachedRoot, path: str) -> None:
+        """The root's disk is at `path` now; whatever was known there is parked."""
         occupant = self.at_path(path)
         if occupant is not None and occupant.id != root.id:
             self._park(occupant)
@@ -5907,14 +5914,12 @@ class RootBook:
 def is_other_disk(root: CachedRoot, info) -> bool:
     """Whether the folder now at the root's path lies on another file system than the root did.
 
-    Both volumes known: they tell. One of them unknown: the type of the file system tells (a mount
-    point without its disk shows the file system below).
+    Both volumes known: they tell. Else the type of the file system tells (a mount point without its
+    disk shows the file system below).
     """
     if root.volume and info.volume:
         return (root.volume, root.volume_path or "") != (info.volume, info.volume_path or "")
-    if root.volume or info.volume:
-        return root.fs is not None and root.fs != info.fs
-    return False
+    return root.fs is not None and root.fs != info.fs
 
 
 # =================================================================================================
@@ -6792,6 +6797,7 @@ def facts_of_content(content) -> HashResult:
 # =================================================================================================
 
 CLONE_SAMPLE = 64
+SURE_SHARE = 0.5  # of the known files must be there for a disk without a name to be the known one
 
 
 class RootOffline(Exception):
@@ -6805,10 +6811,7 @@ def settle_volume(cache, path: str, info, taken=None):
     row yet
     """
     if info.volume is None:
-        here = cache.roots.at_path(path)
-        if here is None or here.volume is None or is_other_disk(here, info):
-            return info
-        return info._replace(volume=here.volume, volume_path=here.volume_path)
+        return settle_nameless(cache, path, info)
     named = under_uuid(cache, info)
     roots = cache.roots.of_volume_or_clone(named)
     if not roots:
@@ -6823,6 +6826,22 @@ def settle_volume(cache, path: str, info, taken=None):
         agreement(cache, root, path), root.path == path and not root.parked,
         CLONE_MARK not in root.volume))
     return with_name_of(best, named)
+
+
+def settle_nameless(cache, path: str, info):
+    """The same where the file system tells no name now: what was at the path before decides."""
+    here = cache.roots.at_path(path)
+    if here is not None and not is_other_disk(here, info):
+        if here.volume is None:
+            return info
+        return info._replace(volume=here.volume, volume_path=here.volume_path)
+    parked = [(agreement(cache, root, path, info.inodes_stable), root)
+              for root in cache.roots.parked_at(path)
+              if root.volume is None and root.fs == info.fs]
+    share, root = max(parked, key=lambda pair: pair[0], default=(0.0, None))
+    if share >= SURE_SHARE:  # another disk had taken its place and is gone
+        cache.roots.bring_to(root, path)
+    return info
 
 
 def under_uuid(cache, info):
@@ -6879,28 +6898,32 @@ def attached_apart(root, info) -> bool:
         (there.volume, there.volume_path) == (info.volume, info.volume_path))
 
 
-def agreement(cache, root, path: str) -> float:
-    """The share of the root's files, of those that changed last, which are at `path` as they are
-    known.
-    """
-    rows = cache.store.rows("SELECT path, inode_key FROM agent_index WHERE root_id = ?"
+def latest_rows(cache, root) -> list:
+    """[(path, inode_key)] of some of the root's files, those that changed last."""
+    return cache.store.rows("SELECT path, inode_key FROM agent_index WHERE root_id = ?"
                             " ORDER BY rev DESC LIMIT ?", (root.id, CLONE_SAMPLE))
+
+
+def agreement(cache, root, path: str, inodes_stable: bool = True) -> float:
+    """The share of the root's latest files that are at `path` as they are known."""
+    rows = latest_rows(cache, root)
     found = 0
     for file_path, key in rows:
         native = os.path.join(to_native(path), to_native(file_path[len(root.prefix()):]))
         with contextlib.suppress(OSError, ValueError):
-            found += same_version(key, inode_key(os.lstat(native)))
+            found += same_version(key, inode_key(os.lstat(native)), inodes_stable)
     return found / len(rows) if rows else 0.0
 
 
 # =================================================================================================
-# medialib/root_check.py, from its line 17
+# medialib/root_check.py, from its line 18
 # Is the folder at a root's path really the root? Absence is not deletion.
 # =================================================================================================
 
 TOP_NAMES = 1000
 EMPTY_REASON = "empty: a disk may be missing; accept it as empty if it really is"
 RENUMBER_SAMPLE = 64
+SURE_ROWS = 8  # fewer files may all have been replaced
 
 
 def look_at_root(cache, path: str, known_at_host: int = 0, taken=None) -> tuple:
@@ -6924,13 +6947,18 @@ def look_at_root(cache, path: str, known_at_host: int = 0, taken=None) -> tuple:
     if not names and known and not accepted:
         raise RootOffline(EMPTY_REASON)
     if names and expected is not None and expected.files and not expected.accept_empty:
-        doubt_other_disk(cache, expected, seen, names)
+        doubt_other_disk(cache, expected, seen, names, path)
     return info, not names
 
 
-def doubt_other_disk(cache, expected, info, names: list) -> None:
+def doubt_other_disk(cache, expected, info, names: list, here: str) -> None:
     """Another disk without an identity of its own at the same path: nothing known is there."""
     if info.volume is not None or expected.device in (None, info.device):
+        return
+    if is_other_disk(expected, info):
+        if expected.volume is None:  # to the host both would be what is at this path
+            raise RootOffline("another disk seems to be mounted here:"
+                              f" {info.fs} instead of {expected.fs}")
         return
     top = cache.roots.folder_id(expected.id, "")
     if top is None or len(names) >= TOP_NAMES:
@@ -6938,7 +6966,9 @@ def doubt_other_disk(cache, expected, info, names: list) -> None:
     known = {rel for _, rel in cache.roots.child_folders(top)}
     for part in cache.folder_paths(top):
         known.update(path.rpartition("/")[2] for path, _ in part)
-    if known and not known.intersection(names):
+    strange = len(latest_rows(cache, expected)) >= SURE_ROWS and not agreement(
+        cache, expected, here, info.inodes_stable)
+    if known and (strange or not known.intersection(names)):
         raise RootOffline("another disk seems to be mounted here: nothing known is on it")
 
 

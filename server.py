@@ -31,68 +31,68 @@ here, `there` where in the module: that maps a traceback back.
     5027     19  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
     5443      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
     5703     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    5981     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6329     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6387     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6530     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    6850     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    6957     17  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    7058     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    7486     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7792     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    8002     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    8354     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    8528     22  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    8893     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
-    9155     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
-    9336     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
-    9662     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
-    9836     32  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
-   10259     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
-   10503     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
-   10635     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
-   10689     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
-   10789     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
-   10887     11  medialib/catalog_show.py: Files as the API shows them.
-   10934     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
-   11148     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
-   11216     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
-   11315     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
-   11575     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
-   11728     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
-   11920     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
-   12049     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
-   12407     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
-   12476     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
-   12769     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
-   12872     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
-   12905     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
-   13062      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
-   13293      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
-   13330      9  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
-   13436     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
-   13560     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
-   13735     21  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
-   13981     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   14195     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   14236     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   14467     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
-   14698     37  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   15117     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   15229      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   15270      1  medialib/web/: The files of the web UI.
-   19482     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   19581     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   19652     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   19824     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   19912     17  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   20049      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   20130      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   20173     45  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   20472     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
-   20497     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+    5986     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6334     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6392     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6535     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    6855     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    6979     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    7088     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    7516     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7822     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    8032     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    8384     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    8558     22  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    8923     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
+    9185     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
+    9366     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
+    9695     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
+    9869     32  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
+   10292     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
+   10536     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
+   10668     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
+   10722     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
+   10822     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
+   10920     11  medialib/catalog_show.py: Files as the API shows them.
+   10967     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
+   11181     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
+   11249     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
+   11348     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
+   11608     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
+   11761     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
+   11955     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
+   12084     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
+   12442     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
+   12511     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
+   12804     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
+   12907     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
+   12940     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
+   13097      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
+   13328      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
+   13365      9  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
+   13471     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
+   13595     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
+   13770     21  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
+   14016     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   14230     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   14271     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   14502     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   14733     37  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   15152     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   15264      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   15305      1  medialib/web/: The files of the web UI.
+   19517     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   19616     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   19687     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   19859     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   19947     17  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   20084      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   20165      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   20208     45  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   20507     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
+   20532     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: 68266e14c8672784e2268a5d2e34a1570e75a15d913655bf832204a742b26e1e
+# sha256 of all below this line: 9063b2b6846e1c76ddb870e97b250269564ceaa883b694841e3d71a6f9f6dde0
 
 from __future__ import annotations
 
@@ -5787,6 +5787,12 @@ class RootBook:
                              " ORDER BY parked LIMIT 1", (volume, volume_path or ""))
         return self.get(row[0]) if row else None
 
+    def parked_at(self, path: str) -> list:
+        """The roots that were at this path until another disk took it."""
+        rows = self.store.rows("SELECT id FROM agent_root WHERE path = ? AND parked = 1"
+                               " ORDER BY id", (path,))
+        return [self.get(row[0]) for row in rows]
+
     def of_info(self, info) -> CachedRoot | None:
         """The root of this volume, under either of its names."""
         return self.of_volume(info.volume, info.volume_path) or self.of_volume(
@@ -5815,7 +5821,7 @@ class RootBook:
         if root is None:
             return self._add(path, info)
         if root.parked or root.path != path:
-            self._bring_to(root, path)
+            self.bring_to(root, path)
         self.save(root, volume=info.volume or root.volume, fs=info.fs, device=info.device,
                   volume_path=(info.volume_path if info.volume else root.volume_path) or "")
         return root
@@ -5832,7 +5838,8 @@ class RootBook:
         log.info("%s now holds another disk; what was there is kept as offline", root.path)
         self._rename_rows(root, path=root.path, parked=1)
 
-    def _bring_to(self, root: CachedRoot, path: str) -> None:
+    def bring_to(self, root: CachedRoot, path: str) -> None:
+        """The root's disk is at `path` now; whatever was known there is parked."""
         occupant = self.at_path(path)
         if occupant is not None and occupant.id != root.id:
             self._park(occupant)
@@ -5963,14 +5970,12 @@ class RootBook:
 def is_other_disk(root: CachedRoot, info) -> bool:
     """Whether the folder now at the root's path lies on another file system than the root did.
 
-    Both volumes known: they tell. One of them unknown: the type of the file system tells (a mount
-    point without its disk shows the file system below).
+    Both volumes known: they tell. Else the type of the file system tells (a mount point without its
+    disk shows the file system below).
     """
     if root.volume and info.volume:
         return (root.volume, root.volume_path or "") != (info.volume, info.volume_path or "")
-    if root.volume or info.volume:
-        return root.fs is not None and root.fs != info.fs
-    return False
+    return root.fs is not None and root.fs != info.fs
 
 
 # =================================================================================================
@@ -6848,6 +6853,7 @@ def facts_of_content(content) -> HashResult:
 # =================================================================================================
 
 CLONE_SAMPLE = 64
+SURE_SHARE = 0.5  # of the known files must be there for a disk without a name to be the known one
 
 
 class RootOffline(Exception):
@@ -6861,10 +6867,7 @@ def settle_volume(cache, path: str, info, taken=None):
     row yet
     """
     if info.volume is None:
-        here = cache.roots.at_path(path)
-        if here is None or here.volume is None or is_other_disk(here, info):
-            return info
-        return info._replace(volume=here.volume, volume_path=here.volume_path)
+        return settle_nameless(cache, path, info)
     named = under_uuid(cache, info)
     roots = cache.roots.of_volume_or_clone(named)
     if not roots:
@@ -6879,6 +6882,22 @@ def settle_volume(cache, path: str, info, taken=None):
         agreement(cache, root, path), root.path == path and not root.parked,
         CLONE_MARK not in root.volume))
     return with_name_of(best, named)
+
+
+def settle_nameless(cache, path: str, info):
+    """The same where the file system tells no name now: what was at the path before decides."""
+    here = cache.roots.at_path(path)
+    if here is not None and not is_other_disk(here, info):
+        if here.volume is None:
+            return info
+        return info._replace(volume=here.volume, volume_path=here.volume_path)
+    parked = [(agreement(cache, root, path, info.inodes_stable), root)
+              for root in cache.roots.parked_at(path)
+              if root.volume is None and root.fs == info.fs]
+    share, root = max(parked, key=lambda pair: pair[0], default=(0.0, None))
+    if share >= SURE_SHARE:  # another disk had taken its place and is gone
+        cache.roots.bring_to(root, path)
+    return info
 
 
 def under_uuid(cache, info):
@@ -6935,28 +6954,32 @@ def attached_apart(root, info) -> bool:
         (there.volume, there.volume_path) == (info.volume, info.volume_path))
 
 
-def agreement(cache, root, path: str) -> float:
-    """The share of the root's files, of those that changed last, which are at `path` as they are
-    known.
-    """
-    rows = cache.store.rows("SELECT path, inode_key FROM agent_index WHERE root_id = ?"
+def latest_rows(cache, root) -> list:
+    """[(path, inode_key)] of some of the root's files, those that changed last."""
+    return cache.store.rows("SELECT path, inode_key FROM agent_index WHERE root_id = ?"
                             " ORDER BY rev DESC LIMIT ?", (root.id, CLONE_SAMPLE))
+
+
+def agreement(cache, root, path: str, inodes_stable: bool = True) -> float:
+    """The share of the root's latest files that are at `path` as they are known."""
+    rows = latest_rows(cache, root)
     found = 0
     for file_path, key in rows:
         native = os.path.join(to_native(path), to_native(file_path[len(root.prefix()):]))
         with contextlib.suppress(OSError, ValueError):
-            found += same_version(key, inode_key(os.lstat(native)))
+            found += same_version(key, inode_key(os.lstat(native)), inodes_stable)
     return found / len(rows) if rows else 0.0
 
 
 # =================================================================================================
-# medialib/root_check.py, from its line 17
+# medialib/root_check.py, from its line 18
 # Is the folder at a root's path really the root? Absence is not deletion.
 # =================================================================================================
 
 TOP_NAMES = 1000
 EMPTY_REASON = "empty: a disk may be missing; accept it as empty if it really is"
 RENUMBER_SAMPLE = 64
+SURE_ROWS = 8  # fewer files may all have been replaced
 
 
 def look_at_root(cache, path: str, known_at_host: int = 0, taken=None) -> tuple:
@@ -6980,13 +7003,18 @@ def look_at_root(cache, path: str, known_at_host: int = 0, taken=None) -> tuple:
     if not names and known and not accepted:
         raise RootOffline(EMPTY_REASON)
     if names and expected is not None and expected.files and not expected.accept_empty:
-        doubt_other_disk(cache, expected, seen, names)
+        doubt_other_disk(cache, expected, seen, names, path)
     return info, not names
 
 
-def doubt_other_disk(cache, expected, info, names: list) -> None:
+def doubt_other_disk(cache, expected, info, names: list, here: str) -> None:
     """Another disk without an identity of its own at the same path: nothing known is there."""
     if info.volume is not None or expected.device in (None, info.device):
+        return
+    if is_other_disk(expected, info):
+        if expected.volume is None:  # to the host both would be what is at this path
+            raise RootOffline("another disk seems to be mounted here:"
+                              f" {info.fs} instead of {expected.fs}")
         return
     top = cache.roots.folder_id(expected.id, "")
     if top is None or len(names) >= TOP_NAMES:
@@ -6994,7 +7022,9 @@ def doubt_other_disk(cache, expected, info, names: list) -> None:
     known = {rel for _, rel in cache.roots.child_folders(top)}
     for part in cache.folder_paths(top):
         known.update(path.rpartition("/")[2] for path, _ in part)
-    if known and not known.intersection(names):
+    strange = len(latest_rows(cache, expected)) >= SURE_ROWS and not agreement(
+        cache, expected, here, info.inodes_stable)
+    if known and (strange or not known.intersection(names)):
         raise RootOffline("another disk seems to be mounted here: nothing known is on it")
 
 
@@ -9546,7 +9576,8 @@ def touch_root(db, counters: CatalogCounters, root: CatalogRoot, **values) -> bo
 
 def resolve_root(db, counters: CatalogCounters, agent: CatalogAgent, path: str,
                  volume: str | None, volume_path: str | None, *, is_alive,
-                 held=None, told: bool = False, fsid: str | None = None) -> CatalogRoot:
+                 held=None, told: bool = False, fsid: str | None = None,
+                 fs: str | None = None) -> CatalogRoot:
     """The root row for what the agent says it has at `path`; made, renamed or moved as needed.
 
     `told` with a volume of None: the agent looked, and what is there has no lasting identity. It is
@@ -9555,7 +9586,8 @@ def resolve_root(db, counters: CatalogCounters, agent: CatalogAgent, path: str,
     `is_alive(db, agent number, root) -> bool` tells whether another agent still holds that root.
     `held` is given for a root that is away: the numbers of the roots that are there. One of them
     may well be at the same path, and is neither taken for the one that is away nor displaced by it.
-    `fsid` is how the volume was called where its UUID was not to be had.
+    `fsid` is how the volume was called where its UUID was not to be had, `fs` the type of the file
+    system: with another type it is another disk than the one without a name that was there.
     """
     roots = read_roots(db, agent.id)
     if volume is None:
@@ -9578,7 +9610,8 @@ def resolve_root(db, counters: CatalogCounters, agent: CatalogAgent, path: str,
                 return root
     for root in roots:
         if (root.path == path and root.volume is None and not root.implicit
-                and root.id not in (held or ())):
+                and root.id not in (held or ())
+                and (fs is None or root_facts(root).get("fs", fs) == fs)):
             touch_root(db, counters, root, volume=volume, volume_path=volume_path)
             return root
     found = None
@@ -11797,12 +11830,14 @@ def _reported_root(changes, presence, agent, reported: dict, held=None) -> int:
     volume = reported.get("volume") if isinstance(reported.get("volume"), str) else None
     volume_path = reported.get("volume_path")
     volume_path = volume_path if isinstance(volume_path, str) else None
-    fsid = reported.get("fsid") if isinstance(reported.get("fsid"), str) else None
+    fsid, fs = (reported.get(name) if isinstance(reported.get(name), str) else None
+                for name in ("fsid", "fs"))
     state = reported.get("state") if reported.get("state") in ROOT_STATES else "online"
     reason = reported.get("reason")
     root = resolve_root(db, changes.counters, agent, reported["path"], volume, volume_path,
                         is_alive=functools.partial(holder_is_alive, presence), held=held,
-                        told="volume" in reported and held is None, fsid=fsid)
+                        told="volume" in reported and held is None, fsid=fsid,
+                        fs=fs)
     if root.id in (held or ()):
         return root.id
     facts = {name: reported.get(name) for name in ROOT_FACTS if reported.get(name) is not None}

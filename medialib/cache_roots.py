@@ -102,6 +102,12 @@ class RootBook:
                              " ORDER BY parked LIMIT 1", (volume, volume_path or ""))
         return self.get(row[0]) if row else None
 
+    def parked_at(self, path: str) -> list:
+        """The roots that were at this path until another disk took it."""
+        rows = self.store.rows("SELECT id FROM agent_root WHERE path = ? AND parked = 1"
+                               " ORDER BY id", (path,))
+        return [self.get(row[0]) for row in rows]
+
     def of_info(self, info) -> CachedRoot | None:
         """The root of this volume, under either of its names."""
         return self.of_volume(info.volume, info.volume_path) or self.of_volume(
@@ -130,7 +136,7 @@ class RootBook:
         if root is None:
             return self._add(path, info)
         if root.parked or root.path != path:
-            self._bring_to(root, path)
+            self.bring_to(root, path)
         self.save(root, volume=info.volume or root.volume, fs=info.fs, device=info.device,
                   volume_path=(info.volume_path if info.volume else root.volume_path) or "")
         return root
@@ -147,7 +153,8 @@ class RootBook:
         log.info("%s now holds another disk; what was there is kept as offline", root.path)
         self._rename_rows(root, path=root.path, parked=1)
 
-    def _bring_to(self, root: CachedRoot, path: str) -> None:
+    def bring_to(self, root: CachedRoot, path: str) -> None:
+        """The root's disk is at `path` now; whatever was known there is parked."""
         occupant = self.at_path(path)
         if occupant is not None and occupant.id != root.id:
             self._park(occupant)
@@ -278,11 +285,9 @@ class RootBook:
 def is_other_disk(root: CachedRoot, info) -> bool:
     """Whether the folder now at the root's path lies on another file system than the root did.
 
-    Both volumes known: they tell. One of them unknown: the type of the file system tells (a mount
-    point without its disk shows the file system below).
+    Both volumes known: they tell. Else the type of the file system tells (a mount point without its
+    disk shows the file system below).
     """
     if root.volume and info.volume:
         return (root.volume, root.volume_path or "") != (info.volume, info.volume_path or "")
-    if root.volume or info.volume:
-        return root.fs is not None and root.fs != info.fs
-    return False
+    return root.fs is not None and root.fs != info.fs

@@ -90,12 +90,14 @@ def _reported_root(changes, presence, agent, reported: dict, held=None) -> int:
     volume = reported.get("volume") if isinstance(reported.get("volume"), str) else None
     volume_path = reported.get("volume_path")
     volume_path = volume_path if isinstance(volume_path, str) else None
-    fsid = reported.get("fsid") if isinstance(reported.get("fsid"), str) else None
+    fsid, fs = (reported.get(name) if isinstance(reported.get(name), str) else None
+                for name in ("fsid", "fs"))
     state = reported.get("state") if reported.get("state") in ROOT_STATES else "online"
     reason = reported.get("reason")
     root = resolve_root(db, changes.counters, agent, reported["path"], volume, volume_path,
                         is_alive=functools.partial(holder_is_alive, presence), held=held,
-                        told="volume" in reported and held is None, fsid=fsid)
+                        told="volume" in reported and held is None, fsid=fsid,
+                        fs=fs)
     if root.id in (held or ()):
         return root.id
     facts = {name: reported.get(name) for name in ROOT_FACTS if reported.get(name) is not None}

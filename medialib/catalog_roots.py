@@ -229,7 +229,8 @@ def touch_root(db, counters: CatalogCounters, root: CatalogRoot, **values) -> bo
 
 def resolve_root(db, counters: CatalogCounters, agent: CatalogAgent, path: str,
                  volume: str | None, volume_path: str | None, *, is_alive,
-                 held=None, told: bool = False, fsid: str | None = None) -> CatalogRoot:
+                 held=None, told: bool = False, fsid: str | None = None,
+                 fs: str | None = None) -> CatalogRoot:
     """The root row for what the agent says it has at `path`; made, renamed or moved as needed.
 
     `told` with a volume of None: the agent looked, and what is there has no lasting identity. It is
@@ -238,7 +239,8 @@ def resolve_root(db, counters: CatalogCounters, agent: CatalogAgent, path: str,
     `is_alive(db, agent number, root) -> bool` tells whether another agent still holds that root.
     `held` is given for a root that is away: the numbers of the roots that are there. One of them
     may well be at the same path, and is neither taken for the one that is away nor displaced by it.
-    `fsid` is how the volume was called where its UUID was not to be had.
+    `fsid` is how the volume was called where its UUID was not to be had, `fs` the type of the file
+    system: with another type it is another disk than the one without a name that was there.
     """
     roots = read_roots(db, agent.id)
     if volume is None:
@@ -261,7 +263,8 @@ def resolve_root(db, counters: CatalogCounters, agent: CatalogAgent, path: str,
                 return root
     for root in roots:
         if (root.path == path and root.volume is None and not root.implicit
-                and root.id not in (held or ())):
+                and root.id not in (held or ())
+                and (fs is None or root_facts(root).get("fs", fs) == fs)):
             touch_root(db, counters, root, volume=volume, volume_path=volume_path)
             return root
     found = None

@@ -9,14 +9,16 @@ from __future__ import annotations
 import os
 
 from .base import log
+from .cache_roots import is_other_disk
 from .mounts import describe_root
-from .root_volume import RootOffline, settle_volume
+from .root_volume import RootOffline, agreement, latest_rows, settle_volume
 from .scan_buffer import error_class, error_text
 from .scan_common import inode_key, same_version, to_native, to_text
 
 TOP_NAMES = 1000
 EMPTY_REASON = "empty: a disk may be missing; accept it as empty if it really is"
 RENUMBER_SAMPLE = 64
+SURE_ROWS = 8  # fewer files may all have been replaced
 
 
 def look_at_root(cache, path: str, known_at_host: int = 0, taken=None) -> tuple:
@@ -40,13 +42,18 @@ def look_at_root(cache, path: str, known_at_host: int = 0, taken=None) -> tuple:
     if not names and known and not accepted:
         raise RootOffline(EMPTY_REASON)
     if names and expected is not None and expected.files and not expected.accept_empty:
-        doubt_other_disk(cache, expected, seen, names)
+        doubt_other_disk(cache, expected, seen, names, path)
     return info, not names
 
 
-def doubt_other_disk(cache, expected, info, names: list) -> None:
+def doubt_other_disk(cache, expected, info, names: list, here: str) -> None:
     """Another disk without an identity of its own at the same path: nothing known is there."""
     if info.volume is not None or expected.device in (None, info.device):
+        return
+    if is_other_disk(expected, info):
+        if expected.volume is None:  # to the host both would be what is at this path
+            raise RootOffline("another disk seems to be mounted here:"
+                              f" {info.fs} instead of {expected.fs}")
         return
     top = cache.roots.folder_id(expected.id, "")
     if top is None or len(names) >= TOP_NAMES:
@@ -54,7 +61,9 @@ def doubt_other_disk(cache, expected, info, names: list) -> None:
     known = {rel for _, rel in cache.roots.child_folders(top)}
     for part in cache.folder_paths(top):
         known.update(path.rpartition("/")[2] for path, _ in part)
-    if known and not known.intersection(names):
+    strange = len(latest_rows(cache, expected)) >= SURE_ROWS and not agreement(
+        cache, expected, here, info.inodes_stable)
+    if known and (strange or not known.intersection(names)):
         raise RootOffline("another disk seems to be mounted here: nothing known is on it")
 
 

@@ -15,6 +15,7 @@ from .mounts import CLONE_MARK, NETWORK_FS, describe_root
 from .scan_common import inode_key, same_version, to_native
 
 CLONE_SAMPLE = 64
+SURE_SHARE = 0.5  # of the known files must be there for a disk without a name to be the known one
 
 
 class RootOffline(Exception):
@@ -28,10 +29,7 @@ def settle_volume(cache, path: str, info, taken=None):
     row yet
     """
     if info.volume is None:
-        here = cache.roots.at_path(path)
-        if here is None or here.volume is None or is_other_disk(here, info):
-            return info
-        return info._replace(volume=here.volume, volume_path=here.volume_path)
+        return settle_nameless(cache, path, info)
     named = under_uuid(cache, info)
     roots = cache.roots.of_volume_or_clone(named)
     if not roots:
@@ -46,6 +44,22 @@ def settle_volume(cache, path: str, info, taken=None):
         agreement(cache, root, path), root.path == path and not root.parked,
         CLONE_MARK not in root.volume))
     return with_name_of(best, named)
+
+
+def settle_nameless(cache, path: str, info):
+    """The same where the file system tells no name now: what was at the path before decides."""
+    here = cache.roots.at_path(path)
+    if here is not None and not is_other_disk(here, info):
+        if here.volume is None:
+            return info
+        return info._replace(volume=here.volume, volume_path=here.volume_path)
+    parked = [(agreement(cache, root, path, info.inodes_stable), root)
+              for root in cache.roots.parked_at(path)
+              if root.volume is None and root.fs == info.fs]
+    share, root = max(parked, key=lambda pair: pair[0], default=(0.0, None))
+    if share >= SURE_SHARE:  # another disk had taken its place and is gone
+        cache.roots.bring_to(root, path)
+    return info
 
 
 def under_uuid(cache, info):
@@ -102,15 +116,18 @@ def attached_apart(root, info) -> bool:
         (there.volume, there.volume_path) == (info.volume, info.volume_path))
 
 
-def agreement(cache, root, path: str) -> float:
-    """The share of the root's files, of those that changed last, which are at `path` as they are
-    known.
-    """
-    rows = cache.store.rows("SELECT path, inode_key FROM agent_index WHERE root_id = ?"
+def latest_rows(cache, root) -> list:
+    """[(path, inode_key)] of some of the root's files, those that changed last."""
+    return cache.store.rows("SELECT path, inode_key FROM agent_index WHERE root_id = ?"
                             " ORDER BY rev DESC LIMIT ?", (root.id, CLONE_SAMPLE))
+
+
+def agreement(cache, root, path: str, inodes_stable: bool = True) -> float:
+    """The share of the root's latest files that are at `path` as they are known."""
+    rows = latest_rows(cache, root)
     found = 0
     for file_path, key in rows:
         native = os.path.join(to_native(path), to_native(file_path[len(root.prefix()):]))
         with contextlib.suppress(OSError, ValueError):
-            found += same_version(key, inode_key(os.lstat(native)))
+            found += same_version(key, inode_key(os.lstat(native)), inodes_stable)
     return found / len(rows) if rows else 0.0

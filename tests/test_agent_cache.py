@@ -195,6 +195,22 @@ def test_another_disk_at_the_path_leaves_the_first_alone(world, mounts, tmp_path
     world.check()
 
 
+def test_another_disk_without_a_name_and_with_the_same_names_is_no_deletion(world, mounts):
+    """Only what the files are tells two memory disks, or two sticks in a container, apart."""
+    place = world.roots[0]
+    mounts("-t", "tmpfs", "none", place)
+    fill(world, [f"{number}.jpg" for number in range(12)])
+    world.sync()
+    before = world.host.states()
+    mounts("-t", "tmpfs", "none", place)
+    fill(world, [f"{number}.jpg" for number in range(10)])
+    check_untouched(world, before)
+    assert "another disk" in world.host.roots[0]["reason"]
+    unmount(place)
+    world.check_quiet()
+    world.check()
+
+
 def test_one_disk_at_two_places_is_one_root(world, mounts, tmp_path):
     mounts("-o", "loop", image(tmp_path / "disk"), world.roots[0])
     twin = str(tmp_path / "twin")

@@ -266,9 +266,7 @@ def new_disk(folder: Path, kind: str):
     if kind == "overlay":
         for name in ("lower", "upper", "work"):
             (store / name).mkdir()
-        # An overlay cannot lie upon an overlay, which /tmp may be on.
-        layers = ",".join(f"{name}dir={store / name}".replace(" ", "\\040")
-                          for name in ("lower", "upper", "work"))
+        layers = ",".join(f"{name}dir={store / name}" for name in ("lower", "upper", "work"))
         return lambda place: mounted("-t", "overlay", "-o", layers, "overlay", place)
     if kind == "memory":
         mount("-t", "tmpfs", "-o", "size=64m,mode=755", "tmpfs", store)
