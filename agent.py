@@ -6,92 +6,75 @@ is one module's code, verbatim: low level first, the command line last. `line` i
 here, `there` where in the module: that maps a traceback back.
 
     line  there  section
-     133      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
-     183     25  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
-     448     18  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
-     807     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
-    1048     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
-    1394     20  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
-    1708     24  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
-    1911     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
-    1947     20  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
-    2127     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
-    2360     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2615     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
-    2828     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    3038     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    3170     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3425     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3500     25  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    3884     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
-    4277     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4577     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    4694     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    4828     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
-    4971     19  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    5387      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5647     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    5930     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6278     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6336     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6479     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    6799     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    6923     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    7032     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    7460     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7766     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    7976     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    8328     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    8502     22  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    8867     17  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
-    8929     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
-    8994     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
-    9218     47  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
+     112      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
+     162     13  medialib/late.py: Modules of the standard library that are slow to import and that many runs do not need.
+     198     24  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
+     484     19  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
+     843     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
+    1083     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
+    1429     19  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
+    1743     25  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
+    1946     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
+    1982     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
+    2162     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
+    2395     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
+    2650     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
+    2863     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    3072     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3213     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3468     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3548     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    3932     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
+    4326     21  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4626     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    4743     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    4877     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
+    5020     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    5438      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5698     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    5984     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6332     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6390     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6533     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    6853     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    6977     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    7086     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    7514     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7822     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    8032     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    8384     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    8558     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    8923     15  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
+    8985     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
+    9050     26  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
+    9274     44  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
 """
-# sha256 of all below this line: 40f9dece81244e56c1cf138812d29f5fd83367e1459be1d8b93898b0b8d94611
+# sha256 of all below this line: 64ed3bb282a8787059a8341ffd016d62495d1199c581bf92cd359435df2690fd
 
 from __future__ import annotations
 
-import argparse
 import bisect
 import collections
 import contextlib
-import email.utils
 import errno
 import fnmatch
-import gzip
-import hashlib
-import http.client
 import importlib
 import io
-import ipaddress
 import json
 import logging
-import logging.handlers
 import math
 import operator
 import os
-import platform
-import random
 import re
 import select
-import selectors
-import shutil
 import signal
-import socket
 import stat
 import struct
-import subprocess
 import sys
 import threading
 import time
-import urllib.parse
-import uuid
 import zlib
 from collections import deque
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler
 from json.encoder import encode_basestring_ascii
 from typing import NamedTuple
 
@@ -115,10 +98,6 @@ try:
     import sqlite3
 except ImportError:  # some routers and NAS leave it out of their Python
     sqlite3 = None
-try:
-    import ssl
-except ImportError:  # small Pythons of routers and NAS boxes
-    ssl = None
 try:
     import resource
 except ImportError:  # Windows
@@ -176,7 +155,43 @@ class NewerStoreError(StoreError):
 
 
 # =================================================================================================
-# medialib/app_folder.py, from its line 25
+# medialib/late.py, from its line 13
+# Modules of the standard library that are slow to import and that many runs do not need.
+# =================================================================================================
+
+class LateModule:
+    """Stands for a module."""
+
+    def __init__(self, name: str):
+        self._late_name = name
+        self._late_module = None
+
+    def __getattr__(self, attribute: str):
+        if self._late_module is None:
+            self._late_module = __import__(self._late_name)
+        return getattr(self._late_module, attribute)
+
+
+argparse = LateModule("argparse")
+concurrent = LateModule("concurrent.futures")
+email = LateModule("email.utils")
+gzip = LateModule("gzip")
+hashlib = LateModule("hashlib")
+http = LateModule("http.client")
+ipaddress = LateModule("ipaddress")
+platform = LateModule("platform")
+random = LateModule("random")
+selectors = LateModule("selectors")
+shutil = LateModule("shutil")
+socket = LateModule("socket")
+ssl = LateModule("ssl")
+subprocess = LateModule("subprocess")
+urllib = LateModule("urllib.parse")
+uuid = LateModule("uuid")
+
+
+# =================================================================================================
+# medialib/app_folder.py, from its line 24
 # The data folder: where it is, who may use it, its lock, its private files and the log.
 # =================================================================================================
 
@@ -394,8 +409,29 @@ class OneLineFormatter(logging.Formatter):
         return super().formatMessage(record)
 
 
-class PrivateLogFile(logging.handlers.RotatingFileHandler):
-    """A rotating file only its owner reads, which never stops the program when the disk is full."""
+class PrivateLogFile(logging.FileHandler):
+    """A file only its owner reads, which never stops the program when the disk is full. A full one
+    becomes NAME.1, that one NAME.2 and so on. (The standard library's own takes long to import.)
+    """
+
+    def emit(self, record):
+        line = len(self.format(record).encode("utf-8", "backslashreplace")) + 1
+        with contextlib.suppress(OSError, ValueError):
+            if self.stream is None:
+                self.stream = self._open()
+            if self.stream.tell() + line > LOG_FILE_BYTES:
+                self._begin_another()
+        if self.stream is not None:
+            super().emit(record)
+
+    def _begin_another(self) -> None:
+        stream, self.stream = self.stream, None
+        stream.close()
+        for number in range(LOG_FILE_COPIES, 0, -1):
+            older = f"{self.baseFilename}.{number - 1}" if number > 1 else self.baseFilename
+            if os.path.exists(older):
+                os.replace(older, f"{self.baseFilename}.{number}")
+        self.stream = self._open()
 
     def _open(self):
         return open(self.baseFilename, self.mode, encoding="utf-8", errors="backslashreplace",
@@ -431,7 +467,7 @@ def setup_logging(log_path: str | None, verbosity: int) -> None:
     if log_path is None:
         return
     try:
-        file = PrivateLogFile(log_path, maxBytes=LOG_FILE_BYTES, backupCount=LOG_FILE_COPIES)
+        file = PrivateLogFile(log_path)
     except OSError as error:
         log.warning("no log file: cannot open %s: %s", log_path, error.strerror or error)
         return
@@ -441,7 +477,7 @@ def setup_logging(log_path: str | None, verbosity: int) -> None:
 
 
 # =================================================================================================
-# medialib/scan_common.py, from its line 18
+# medialib/scan_common.py, from its line 19
 # What a scan says about one file: its name as text, its kind, its identity, its record.
 # =================================================================================================
 
@@ -817,8 +853,7 @@ class SettingError(UsageError):
         self.name = name
 
 
-@dataclass(frozen=True)
-class Setting:
+class Setting(NamedTuple):
     """One row of the table. `type` is int, bool, choice, names, extensions or paths (the last
     three are lists of text); `minimum` and `maximum` are inclusive and in `unit`.
     """
@@ -1387,7 +1422,7 @@ def files_at_rest(listing: FolderListing, prefix: str) -> set | None:
 
 
 # =================================================================================================
-# medialib/mounts.py, from its line 20
+# medialib/mounts.py, from its line 19
 # What a root lies on: its file system, volume, disk and free space.
 # =================================================================================================
 
@@ -1701,7 +1736,7 @@ def _device_rotational(device: str, depth: int) -> bool | None:
 
 
 # =================================================================================================
-# medialib/hashing.py, from its line 24
+# medialib/hashing.py, from its line 25
 # Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
 # =================================================================================================
 
@@ -1940,7 +1975,7 @@ class Leash:
 
 
 # =================================================================================================
-# medialib/probe_run.py, from its line 20
+# medialib/probe_run.py, from its line 19
 # One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
 # =================================================================================================
 
@@ -2821,7 +2856,7 @@ def _parse_bounded_int(digits: str) -> int:
 
 
 # =================================================================================================
-# medialib/http_gate.py, from its line 21
+# medialib/http_gate.py, from its line 15
 # Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
 # =================================================================================================
 
@@ -2835,14 +2870,12 @@ HOME_NETWORKS = (
 )
 # No one can register a name under these, so no foreign page can point one at us.
 HOME_DOMAINS = ("local", "lan", "home", "internal", "localdomain", "home.arpa")
+NO_TLS = "this Python has no ssl module: https is not possible"
 HOST_TEXT = re.compile(r"(\[[0-9a-f:.]+(?:%[0-9a-z._~-]+)?\]|[0-9a-z._-]+)(?::[0-9]{1,5})?")
 KNOWN_HOSTS_KEPT = 256
-TLS_WANTS_READ = ssl.SSLWantReadError if ssl else BlockingIOError
 # Connecting a datagram socket sends nothing; it only asks which of our addresses would be used.
 ROUTE_PROBES = (
-    (socket.AF_INET, "192.168.255.254"), (socket.AF_INET, "10.255.255.254"),
-    (socket.AF_INET, "172.31.255.254"), (socket.AF_INET, "100.127.255.254"),
-    (socket.AF_INET6, "fd00::1"),
+    "192.168.255.254", "10.255.255.254", "172.31.255.254", "100.127.255.254", "fd00::1",
 )
 
 
@@ -2959,7 +2992,7 @@ def own_addresses() -> list:
     IPv4 comes before IPv6, since people can type it; then what lies in a home network; then what
     is on a route, before what is merely there.
     """
-    found = [_route_address(family, target) for family, target in ROUTE_PROBES]
+    found = [_route_address(target) for target in ROUTE_PROBES]
     found += _linux_addresses()
     networks = parse_networks(HOME_NETWORKS[2:])
     kept = []
@@ -2977,7 +3010,8 @@ def _is_foreign(text: str, networks: tuple) -> bool:
     return not any(address in network for network in networks if network.version == address.version)
 
 
-def _route_address(family: int, target: str) -> str:
+def _route_address(target: str) -> str:
+    family = socket.AF_INET6 if ":" in target else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect((target, 9))
@@ -3003,12 +3037,12 @@ def _linux_addresses() -> list:
 
 def tls_server_context(certfile: str, keyfile: str | None):
     """A TLS context for serving, or MedialibError saying which file is wrong."""
-    if ssl is None:
-        raise MedialibError("this Python has no ssl module: https is not possible")
     try:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.load_cert_chain(certfile, keyfile, password=_refuse_password)
+    except ImportError as error:  # small Pythons of routers and NAS boxes
+        raise MedialibError(NO_TLS) from error
     except (OSError, ValueError) as error:
         raise MedialibError(
             f"cannot use the certificate {certfile} with the key {keyfile or certfile}: {error}"
@@ -3022,10 +3056,10 @@ def _refuse_password() -> str:
 
 def tls_client_context(cafile: str | None):
     """A TLS context that checks the host's certificate, against `cafile` where it is given."""
-    if ssl is None:
-        raise MedialibError("this Python has no ssl module: https is not possible")
     try:
         return ssl.create_default_context(cafile=cafile)
+    except ImportError as error:
+        raise MedialibError(NO_TLS) from error
     except (OSError, ValueError) as error:
         raise MedialibError(f"cannot use the certificates in {cafile}: {error}") from error
 
@@ -3119,16 +3153,25 @@ class DeadlineReader(io.RawIOBase):
         super().close()
 
 
-class DeadlineConnection(http.client.HTTPConnection):
+class DeadlineConnection:
     """http.client's connection on a DeadlineSocket, with TLS where there is a context."""
 
     def __init__(self, host: str, port: int, tls):
-        super().__init__(host, port)
+        self.host = host
+        self.port = port
         self.tls = tls
         self.deadline = 0.0
-        self.auto_open = 0
+        self._line = http.client.HTTPConnection(host, port)
+        self._line.auto_open = 0
+        self.request = self._line.request
+        self.getresponse = self._line.getresponse
+        self.close = self._line.close
 
-    def connect(self):
+    @property
+    def sock(self) -> DeadlineSocket | None:
+        return self._line.sock
+
+    def connect(self) -> None:
         """Try each address of the name within the deadline."""
         failure = OSError(f"no address for {self.host}")
         for family, kind, protocol, _, address in socket.getaddrinfo(
@@ -3144,8 +3187,8 @@ class DeadlineConnection(http.client.HTTPConnection):
                 sock.close()
                 failure = error
                 continue
-            self.sock = DeadlineSocket(sock)
-            self.sock.deadline = self.deadline
+            self._line.sock = DeadlineSocket(sock)
+            self._line.sock.deadline = self.deadline
             return
         raise failure
 
@@ -3448,7 +3491,7 @@ class AnswerWriter:
             headers["Content-Type"] = content_type
         headers.update(more)
         headers.update(reply.headers)
-        reason = BaseHTTPRequestHandler.responses.get(reply.status, ("Status",))[0]
+        reason = http.client.responses.get(reply.status, "Status")
         lines = [f"HTTP/1.1 {int(reply.status)} {reason}"]
         lines += [f"{header_text(name)}: {header_text(value)}" for name, value in headers.items()]
         return "\r\n".join([*lines, "", ""]).encode("latin-1")
@@ -3473,6 +3516,11 @@ class AnswerWriter:
         return head, b"" if bodiless or head_only else body
 
 
+def http_date() -> str:
+    """Now, as the Date header has it."""
+    return email.utils.formatdate(usegmt=True)
+
+
 def json_bytes(value) -> bytes:
     """JSON as it goes over the wire: UTF-8 without NaN; a lone surrogate stays an escape."""
     try:
@@ -3493,7 +3541,7 @@ def reply_body(reply: Reply) -> tuple:
 
 
 # =================================================================================================
-# medialib/http_listener.py, from its line 25
+# medialib/http_listener.py, from its line 23
 # Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
 # =================================================================================================
 
@@ -3877,8 +3925,8 @@ def _bind_failure(address: str, port: int, error: OSError) -> str:
 
 
 # =================================================================================================
-# medialib/http_server.py, from its line 32
-# JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
+# medialib/http_server.py, from its line 31
+# JSON over HTTP: one conversation per connection, with a bound on everything.
 # =================================================================================================
 
 HTTP_MAX_BODY = 16 << 20  # as sent
@@ -3947,7 +3995,7 @@ class JsonServer:
     def _serve(self, slot: HttpSlot) -> None:
         """One connection, from its thread; a peer that goes away is nobody's error."""
         try:
-            HttpConversation(slot.sock, slot, self)
+            HttpConversation(slot, self).run()
         except (OSError, ValueError) as error:
             log.debug("connection of %s: %s", slot.peer, error)
         except Exception:
@@ -4013,21 +4061,28 @@ def busy_with_large() -> HttpError:
     return HttpError(503, "busy with other large requests", "try again soon", {"Retry-After": "5"})
 
 
-class HttpConversation(BaseHTTPRequestHandler):
-    """The requests of one connection, one after the other (the loop is http.server's).
+class HttpConversation:
+    """The requests of one connection, one after the other.
 
     Reading is ours: one buffer, no time-out of its own; the listener ends what takes too long.
     """
 
-    def __init__(self, sock, slot: HttpSlot, server: JsonServer):
+    def __init__(self, slot: HttpSlot, server: JsonServer):
         self.slot = slot
-        self.sock = sock
+        self.sock = slot.sock
+        self.server = server
+        self.close_connection = False
         self.pending = b""  # read, but not yet used
         self.held = 0  # bytes of the budget of bodies
         self.unread = False  # does the peer perhaps still send what we shall not use?
-        super().__init__(sock, slot.peer, server)
 
-    def setup(self):
+    def run(self) -> None:
+        """Until either side has enough; the listener closes the socket."""
+        self.set_up()
+        while not self.close_connection:
+            self.answer_next()
+
+    def set_up(self) -> None:
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self.server.tls is not None:
             self.sock = self.server.tls.wrap_socket(
@@ -4035,13 +4090,7 @@ class HttpConversation(BaseHTTPRequestHandler):
             self.slot.replace_socket(self.sock)
             self.sock.do_handshake()
 
-    def finish(self):
-        """Nothing is buffered, and the listener closes the socket."""
-
-    def log_message(self, format, *args):
-        log.debug(format, *args)
-
-    def handle_one_request(self):
+    def answer_next(self) -> None:
         self.close_connection = True
         head = self.read_head()
         if head is None:
@@ -4205,7 +4254,7 @@ class HttpConversation(BaseHTTPRequestHandler):
             self.write(body)
 
     def common_headers(self) -> dict:
-        more = {"Date": self.date_time_string()}
+        more = {"Date": http_date()}
         if self.close_connection:
             more["Connection"] = "close"
         return more
@@ -4261,16 +4310,16 @@ class HttpConversation(BaseHTTPRequestHandler):
             data = self.sock.recv(1024)
             self.pending += data
             return not data or len(self.pending) > HTTP_MAX_HEAD
-        except (BlockingIOError, TLS_WANTS_READ):
+        except BlockingIOError:
             return False
-        except OSError:
-            return True
+        except OSError as error:  # over TLS "nothing yet" is an error of its own
+            return self.server.tls is None or not isinstance(error, ssl.SSLWantReadError)
         finally:
             self.sock.settimeout(None)
 
 
 # =================================================================================================
-# medialib/http_client.py, from its line 25
+# medialib/http_client.py, from its line 21
 # Asking another medialib: JSON over http.client, with one deadline for the whole call.
 # =================================================================================================
 
@@ -4570,7 +4619,7 @@ def parse_retry_after(text: str | None, now: float | None = None) -> float | Non
 
 
 # =================================================================================================
-# medialib/progress.py, from its line 10
+# medialib/progress.py, from its line 11
 # What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
 # =================================================================================================
 
@@ -4964,7 +5013,7 @@ class KnownContent(NamedTuple):
 
 
 # =================================================================================================
-# medialib/cache_outbox.py, from its line 19
+# medialib/cache_outbox.py, from its line 18
 # What is not delivered yet, in order, and what the host has acknowledged.
 # =================================================================================================
 
@@ -4978,7 +5027,6 @@ RECORD_COLUMNS = (
 )
 
 
-@dataclass
 class Batch:
     """All changes with after_rev < rev <= rev, of one root. `removed` are absolute paths.
 
@@ -4986,16 +5034,19 @@ class Batch:
     A payload left behind by an older agent has no revs: rev is None then.
     """
 
-    batch_id: str
-    root: dict
-    after_rev: int | None
-    rev: int | None
-    files: list = field(default_factory=list)
-    removed: list = field(default_factory=list)
-    keys: list = field(default_factory=list)  # the index paths of `files`, in order
-    changes: int = 0  # how many rows and tombstones it tells of
-    described: int = 0  # how many of `files` have metadata
-    outbox_id: int | None = None
+    def __init__(self, batch_id: str, root: dict, after_rev: int | None, rev: int | None,
+                 files=(), removed=(), keys=(), changes: int = 0, described: int = 0,
+                 outbox_id: int | None = None):
+        self.batch_id = batch_id
+        self.root = root
+        self.after_rev = after_rev
+        self.rev = rev
+        self.files = list(files)
+        self.removed = list(removed)
+        self.keys = list(keys)  # the index paths of `files`, in order
+        self.changes = changes  # how many rows and tombstones it tells of
+        self.described = described  # how many of `files` have metadata
+        self.outbox_id = outbox_id
 
     def outline(self) -> dict:
         """The message's body apart from its files."""
@@ -5640,7 +5691,7 @@ class IndexWriter:
 
 
 # =================================================================================================
-# medialib/cache_roots.py, from its line 18
+# medialib/cache_roots.py, from its line 17
 # The agent's roots and folders: which disk is which root, and what each root holds in sum.
 # =================================================================================================
 
@@ -5650,7 +5701,6 @@ ROOT_COLUMNS = (
 )
 
 
-@dataclass
 class CachedRoot:
     """One row of agent_root. `digest` is the sum of its files' row digests modulo 2**64."""
 
@@ -5670,6 +5720,10 @@ class CachedRoot:
     end_due: int
     scan_json: str | None
     last_seen: float | None
+
+    def __init__(self, row):
+        """`row` holds ROOT_COLUMNS in order."""
+        vars(self).update(zip(ROOT_COLUMNS.split(", "), row))
 
     def prefix(self) -> str:
         """What its files' paths in agent_index begin with, before the relative path."""
@@ -5712,7 +5766,7 @@ class RootBook:
         return root
 
     def _from_row(self, row: tuple) -> CachedRoot:
-        root = CachedRoot(*row)
+        root = CachedRoot(row)
         root.digest = int(root.digest)
         return root
 
@@ -5792,7 +5846,7 @@ class RootBook:
 
     def _rename_rows(self, root: CachedRoot, *, path: str, parked: int) -> None:
         old = root.prefix()
-        new = CachedRoot(**{**vars(root), "path": path, "parked": parked}).prefix()
+        new = CachedRoot({**vars(root), "path": path, "parked": parked}.values()).prefix()
         with self.store.atomic() as db:
             for table in ("agent_index", "removed", "agent_error"):
                 db.execute(f"UPDATE {table} SET path = ? || substr(path, ?) WHERE root_id = ?",
@@ -6509,7 +6563,7 @@ class HashWindow:
                            else (CHUNK_FILES, CHUNK_BYTES))
         # With one reader, a file that changed and is read once more must wait for its turn.
         self.turn = threading.Lock() if readers == 1 else contextlib.nullcontext()
-        self.pool = ThreadPoolExecutor(max_workers=readers, thread_name_prefix="hash")
+        self.pool = concurrent.futures.ThreadPoolExecutor(readers, thread_name_prefix="hash")
         self.window = deque()
         self.chunk = []
         self.chunk_bytes = 0
@@ -7504,7 +7558,8 @@ class CachePass:
         return self.control.keep_going()
 
     def run(self) -> None:
-        with ThreadPoolExecutor(max_workers=self.readers, thread_name_prefix=self.stage) as pool:
+        with concurrent.futures.ThreadPoolExecutor(
+                self.readers, thread_name_prefix=self.stage) as pool:
             running, suspects = {}, []
             try:
                 for row in self.rows():
@@ -7585,7 +7640,8 @@ class CachePass:
         raise NotImplementedError
 
     def collect(self, running: dict) -> None:
-        done, _ = wait(list(running), timeout=1.0, return_when=FIRST_COMPLETED)
+        done, _ = concurrent.futures.wait(
+            list(running), timeout=1.0, return_when=concurrent.futures.FIRST_COMPLETED)
         for future in done:
             row = running.pop(future)
             self.store(row, future.result())
@@ -8495,7 +8551,7 @@ def about_agent(identity, *, port, instance, hash_algos, ffprobe, roots, python,
 
 
 # =================================================================================================
-# medialib/agent_service.py, from its line 22
+# medialib/agent_service.py, from its line 21
 # The running agent: scans now and then, delivers, says hello, and answers what it is asked.
 # =================================================================================================
 
@@ -8860,7 +8916,7 @@ def listed_name(known: dict) -> str:
 
 
 # =================================================================================================
-# medialib/agent_identity.py, from its line 17
+# medialib/agent_identity.py, from its line 15
 # Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
 # =================================================================================================
 
@@ -8987,7 +9043,7 @@ def listing_refusal(error: OSError, path: str) -> HttpError:
 
 
 # =================================================================================================
-# medialib/plain_scan.py, from its line 27
+# medialib/plain_scan.py, from its line 26
 # The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
 # =================================================================================================
 
@@ -9211,7 +9267,7 @@ class PlainRoot:
 
 
 # =================================================================================================
-# medialib/agent_cli.py, from its line 47
+# medialib/agent_cli.py, from its line 44
 # The agent's command line: python agent.py HOST [ROOT…].
 # =================================================================================================
 
@@ -9252,6 +9308,10 @@ def agent_parser() -> argparse.ArgumentParser:
 
 def agent_main(argv=None) -> int:
     """Run the agent; the exit code."""
+    words = sys.argv[1:] if argv is None else argv
+    if words == ["--version"]:  # without argparse, which takes longer to import than all else
+        print(f"medialib {VERSION}")
+        return EXIT_DONE
     arguments = agent_parser().parse_args(argv)
     try:
         url = parse_host(arguments.host, HOST_PORT)

@@ -6,97 +6,97 @@ is one module's code, verbatim: low level first, the command line last. `line` i
 here, `there` where in the module: that maps a traceback back.
 
     line  there  section
-     189      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
-     239     25  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
-     504     18  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
-     863     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
-    1104     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
-    1450     20  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
-    1764     24  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
-    1967     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
-    2003     20  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
-    2183     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
-    2416     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2671     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
-    2884     21  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    3094     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    3226     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3481     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3556     25  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    3940     32  medialib/http_server.py: JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
-    4333     25  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4633     10  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    4750     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    4884     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
-    5027     19  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    5443      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5703     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    5986     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6334     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6392     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6535     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    6855     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    6979     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    7088     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    7516     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7822     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    8032     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    8384     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    8558     22  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    8923     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
-    9185     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
-    9366     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
-    9695     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
-    9869     32  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
-   10292     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
-   10536     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
-   10668     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
-   10722     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
-   10822     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
-   10920     11  medialib/catalog_show.py: Files as the API shows them.
-   10967     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
-   11181     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
-   11249     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
-   11348     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
-   11608     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
-   11761     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
-   11955     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
-   12084     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
-   12442     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
-   12511     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
-   12804     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
-   12907     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
-   12940     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
-   13097      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
-   13328      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
-   13365      9  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
-   13471     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
-   13595     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
-   13770     21  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
-   14016     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   14230     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   14271     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   14502     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
-   14733     37  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   15152     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   15264      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   15305      1  medialib/web/: The files of the web UI.
-   19517     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   19616     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   19687     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   19859     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   19947     17  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   20084      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   20165      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   20208     45  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   20507     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
-   20532     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+     170      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
+     220     13  medialib/late.py: Modules of the standard library that are slow to import and that many runs do not need.
+     256     24  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
+     542     19  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
+     901     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
+    1141     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
+    1487     19  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
+    1801     25  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
+    2004     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
+    2040     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
+    2220     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
+    2453     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
+    2708     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
+    2921     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    3130     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3271     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3526     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3606     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    3990     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
+    4384     21  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4684     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    4801     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    4935     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
+    5078     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    5496      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5756     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    6042     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6390     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6448     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6591     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    6911     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    7035     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    7144     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    7572     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7880     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    8090     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    8442     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    8616     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    8981     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
+    9243     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
+    9424     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
+    9753     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
+    9927     32  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
+   10350     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
+   10594     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
+   10726     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
+   10780     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
+   10880     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
+   10978     11  medialib/catalog_show.py: Files as the API shows them.
+   11025     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
+   11239     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
+   11307     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
+   11406     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
+   11666     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
+   11819     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
+   12013     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
+   12142     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
+   12500     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
+   12569     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
+   12862     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
+   12965     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
+   12998     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
+   13155      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
+   13386      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
+   13423      9  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
+   13529     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
+   13653     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
+   13828     21  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
+   14074     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   14288     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   14329     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   14560     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   14791     37  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   15210     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   15322      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   15363      1  medialib/web/: The files of the web UI.
+   19575     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   19674     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   19745     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   19917     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   20005     17  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   20142      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   20223      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   20266     45  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   20565     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
+   20590     39  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: 9063b2b6846e1c76ddb870e97b250269564ceaa883b694841e3d71a6f9f6dde0
+# sha256 of all below this line: 62eee1d150761a0f355b5ab4f15948e57dfdc33d404605bd521977d7ff8c96d3
 
 from __future__ import annotations
 
-import argparse
 import base64
 import bisect
 import collections
@@ -104,46 +104,31 @@ import contextlib
 import csv
 import dataclasses
 import datetime
-import email.utils
 import errno
 import fnmatch
 import functools
-import gzip
-import hashlib
 import heapq
-import http.client
 import io
-import ipaddress
 import itertools
 import json
 import logging
-import logging.handlers
 import math
 import operator
 import os
 import pkgutil
-import platform
 import queue
-import random
 import re
 import select
-import selectors
-import shutil
 import signal
-import socket
 import stat
 import struct
-import subprocess
 import sys
 import threading
 import time
-import urllib.parse
-import uuid
 import zlib
 from collections import deque
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler
 from json.encoder import encode_basestring_ascii
 from typing import NamedTuple
 
@@ -167,10 +152,6 @@ try:
     import sqlite3
 except ImportError:  # some routers and NAS leave it out of their Python
     sqlite3 = None
-try:
-    import ssl
-except ImportError:  # small Pythons of routers and NAS boxes
-    ssl = None
 try:
     import resource
 except ImportError:  # Windows
@@ -232,7 +213,43 @@ class NewerStoreError(StoreError):
 
 
 # =================================================================================================
-# medialib/app_folder.py, from its line 25
+# medialib/late.py, from its line 13
+# Modules of the standard library that are slow to import and that many runs do not need.
+# =================================================================================================
+
+class LateModule:
+    """Stands for a module."""
+
+    def __init__(self, name: str):
+        self._late_name = name
+        self._late_module = None
+
+    def __getattr__(self, attribute: str):
+        if self._late_module is None:
+            self._late_module = __import__(self._late_name)
+        return getattr(self._late_module, attribute)
+
+
+argparse = LateModule("argparse")
+concurrent = LateModule("concurrent.futures")
+email = LateModule("email.utils")
+gzip = LateModule("gzip")
+hashlib = LateModule("hashlib")
+http = LateModule("http.client")
+ipaddress = LateModule("ipaddress")
+platform = LateModule("platform")
+random = LateModule("random")
+selectors = LateModule("selectors")
+shutil = LateModule("shutil")
+socket = LateModule("socket")
+ssl = LateModule("ssl")
+subprocess = LateModule("subprocess")
+urllib = LateModule("urllib.parse")
+uuid = LateModule("uuid")
+
+
+# =================================================================================================
+# medialib/app_folder.py, from its line 24
 # The data folder: where it is, who may use it, its lock, its private files and the log.
 # =================================================================================================
 
@@ -450,8 +467,29 @@ class OneLineFormatter(logging.Formatter):
         return super().formatMessage(record)
 
 
-class PrivateLogFile(logging.handlers.RotatingFileHandler):
-    """A rotating file only its owner reads, which never stops the program when the disk is full."""
+class PrivateLogFile(logging.FileHandler):
+    """A file only its owner reads, which never stops the program when the disk is full. A full one
+    becomes NAME.1, that one NAME.2 and so on. (The standard library's own takes long to import.)
+    """
+
+    def emit(self, record):
+        line = len(self.format(record).encode("utf-8", "backslashreplace")) + 1
+        with contextlib.suppress(OSError, ValueError):
+            if self.stream is None:
+                self.stream = self._open()
+            if self.stream.tell() + line > LOG_FILE_BYTES:
+                self._begin_another()
+        if self.stream is not None:
+            super().emit(record)
+
+    def _begin_another(self) -> None:
+        stream, self.stream = self.stream, None
+        stream.close()
+        for number in range(LOG_FILE_COPIES, 0, -1):
+            older = f"{self.baseFilename}.{number - 1}" if number > 1 else self.baseFilename
+            if os.path.exists(older):
+                os.replace(older, f"{self.baseFilename}.{number}")
+        self.stream = self._open()
 
     def _open(self):
         return open(self.baseFilename, self.mode, encoding="utf-8", errors="backslashreplace",
@@ -487,7 +525,7 @@ def setup_logging(log_path: str | None, verbosity: int) -> None:
     if log_path is None:
         return
     try:
-        file = PrivateLogFile(log_path, maxBytes=LOG_FILE_BYTES, backupCount=LOG_FILE_COPIES)
+        file = PrivateLogFile(log_path)
     except OSError as error:
         log.warning("no log file: cannot open %s: %s", log_path, error.strerror or error)
         return
@@ -497,7 +535,7 @@ def setup_logging(log_path: str | None, verbosity: int) -> None:
 
 
 # =================================================================================================
-# medialib/scan_common.py, from its line 18
+# medialib/scan_common.py, from its line 19
 # What a scan says about one file: its name as text, its kind, its identity, its record.
 # =================================================================================================
 
@@ -873,8 +911,7 @@ class SettingError(UsageError):
         self.name = name
 
 
-@dataclass(frozen=True)
-class Setting:
+class Setting(NamedTuple):
     """One row of the table. `type` is int, bool, choice, names, extensions or paths (the last
     three are lists of text); `minimum` and `maximum` are inclusive and in `unit`.
     """
@@ -1443,7 +1480,7 @@ def files_at_rest(listing: FolderListing, prefix: str) -> set | None:
 
 
 # =================================================================================================
-# medialib/mounts.py, from its line 20
+# medialib/mounts.py, from its line 19
 # What a root lies on: its file system, volume, disk and free space.
 # =================================================================================================
 
@@ -1757,7 +1794,7 @@ def _device_rotational(device: str, depth: int) -> bool | None:
 
 
 # =================================================================================================
-# medialib/hashing.py, from its line 24
+# medialib/hashing.py, from its line 25
 # Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
 # =================================================================================================
 
@@ -1996,7 +2033,7 @@ class Leash:
 
 
 # =================================================================================================
-# medialib/probe_run.py, from its line 20
+# medialib/probe_run.py, from its line 19
 # One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
 # =================================================================================================
 
@@ -2877,7 +2914,7 @@ def _parse_bounded_int(digits: str) -> int:
 
 
 # =================================================================================================
-# medialib/http_gate.py, from its line 21
+# medialib/http_gate.py, from its line 15
 # Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
 # =================================================================================================
 
@@ -2891,14 +2928,12 @@ HOME_NETWORKS = (
 )
 # No one can register a name under these, so no foreign page can point one at us.
 HOME_DOMAINS = ("local", "lan", "home", "internal", "localdomain", "home.arpa")
+NO_TLS = "this Python has no ssl module: https is not possible"
 HOST_TEXT = re.compile(r"(\[[0-9a-f:.]+(?:%[0-9a-z._~-]+)?\]|[0-9a-z._-]+)(?::[0-9]{1,5})?")
 KNOWN_HOSTS_KEPT = 256
-TLS_WANTS_READ = ssl.SSLWantReadError if ssl else BlockingIOError
 # Connecting a datagram socket sends nothing; it only asks which of our addresses would be used.
 ROUTE_PROBES = (
-    (socket.AF_INET, "192.168.255.254"), (socket.AF_INET, "10.255.255.254"),
-    (socket.AF_INET, "172.31.255.254"), (socket.AF_INET, "100.127.255.254"),
-    (socket.AF_INET6, "fd00::1"),
+    "192.168.255.254", "10.255.255.254", "172.31.255.254", "100.127.255.254", "fd00::1",
 )
 
 
@@ -3015,7 +3050,7 @@ def own_addresses() -> list:
     IPv4 comes before IPv6, since people can type it; then what lies in a home network; then what
     is on a route, before what is merely there.
     """
-    found = [_route_address(family, target) for family, target in ROUTE_PROBES]
+    found = [_route_address(target) for target in ROUTE_PROBES]
     found += _linux_addresses()
     networks = parse_networks(HOME_NETWORKS[2:])
     kept = []
@@ -3033,7 +3068,8 @@ def _is_foreign(text: str, networks: tuple) -> bool:
     return not any(address in network for network in networks if network.version == address.version)
 
 
-def _route_address(family: int, target: str) -> str:
+def _route_address(target: str) -> str:
+    family = socket.AF_INET6 if ":" in target else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect((target, 9))
@@ -3059,12 +3095,12 @@ def _linux_addresses() -> list:
 
 def tls_server_context(certfile: str, keyfile: str | None):
     """A TLS context for serving, or MedialibError saying which file is wrong."""
-    if ssl is None:
-        raise MedialibError("this Python has no ssl module: https is not possible")
     try:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.load_cert_chain(certfile, keyfile, password=_refuse_password)
+    except ImportError as error:  # small Pythons of routers and NAS boxes
+        raise MedialibError(NO_TLS) from error
     except (OSError, ValueError) as error:
         raise MedialibError(
             f"cannot use the certificate {certfile} with the key {keyfile or certfile}: {error}"
@@ -3078,10 +3114,10 @@ def _refuse_password() -> str:
 
 def tls_client_context(cafile: str | None):
     """A TLS context that checks the host's certificate, against `cafile` where it is given."""
-    if ssl is None:
-        raise MedialibError("this Python has no ssl module: https is not possible")
     try:
         return ssl.create_default_context(cafile=cafile)
+    except ImportError as error:
+        raise MedialibError(NO_TLS) from error
     except (OSError, ValueError) as error:
         raise MedialibError(f"cannot use the certificates in {cafile}: {error}") from error
 
@@ -3175,16 +3211,25 @@ class DeadlineReader(io.RawIOBase):
         super().close()
 
 
-class DeadlineConnection(http.client.HTTPConnection):
+class DeadlineConnection:
     """http.client's connection on a DeadlineSocket, with TLS where there is a context."""
 
     def __init__(self, host: str, port: int, tls):
-        super().__init__(host, port)
+        self.host = host
+        self.port = port
         self.tls = tls
         self.deadline = 0.0
-        self.auto_open = 0
+        self._line = http.client.HTTPConnection(host, port)
+        self._line.auto_open = 0
+        self.request = self._line.request
+        self.getresponse = self._line.getresponse
+        self.close = self._line.close
 
-    def connect(self):
+    @property
+    def sock(self) -> DeadlineSocket | None:
+        return self._line.sock
+
+    def connect(self) -> None:
         """Try each address of the name within the deadline."""
         failure = OSError(f"no address for {self.host}")
         for family, kind, protocol, _, address in socket.getaddrinfo(
@@ -3200,8 +3245,8 @@ class DeadlineConnection(http.client.HTTPConnection):
                 sock.close()
                 failure = error
                 continue
-            self.sock = DeadlineSocket(sock)
-            self.sock.deadline = self.deadline
+            self._line.sock = DeadlineSocket(sock)
+            self._line.sock.deadline = self.deadline
             return
         raise failure
 
@@ -3504,7 +3549,7 @@ class AnswerWriter:
             headers["Content-Type"] = content_type
         headers.update(more)
         headers.update(reply.headers)
-        reason = BaseHTTPRequestHandler.responses.get(reply.status, ("Status",))[0]
+        reason = http.client.responses.get(reply.status, "Status")
         lines = [f"HTTP/1.1 {int(reply.status)} {reason}"]
         lines += [f"{header_text(name)}: {header_text(value)}" for name, value in headers.items()]
         return "\r\n".join([*lines, "", ""]).encode("latin-1")
@@ -3529,6 +3574,11 @@ class AnswerWriter:
         return head, b"" if bodiless or head_only else body
 
 
+def http_date() -> str:
+    """Now, as the Date header has it."""
+    return email.utils.formatdate(usegmt=True)
+
+
 def json_bytes(value) -> bytes:
     """JSON as it goes over the wire: UTF-8 without NaN; a lone surrogate stays an escape."""
     try:
@@ -3549,7 +3599,7 @@ def reply_body(reply: Reply) -> tuple:
 
 
 # =================================================================================================
-# medialib/http_listener.py, from its line 25
+# medialib/http_listener.py, from its line 23
 # Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
 # =================================================================================================
 
@@ -3933,8 +3983,8 @@ def _bind_failure(address: str, port: int, error: OSError) -> str:
 
 
 # =================================================================================================
-# medialib/http_server.py, from its line 32
-# JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
+# medialib/http_server.py, from its line 31
+# JSON over HTTP: one conversation per connection, with a bound on everything.
 # =================================================================================================
 
 HTTP_MAX_BODY = 16 << 20  # as sent
@@ -4003,7 +4053,7 @@ class JsonServer:
     def _serve(self, slot: HttpSlot) -> None:
         """One connection, from its thread; a peer that goes away is nobody's error."""
         try:
-            HttpConversation(slot.sock, slot, self)
+            HttpConversation(slot, self).run()
         except (OSError, ValueError) as error:
             log.debug("connection of %s: %s", slot.peer, error)
         except Exception:
@@ -4069,21 +4119,28 @@ def busy_with_large() -> HttpError:
     return HttpError(503, "busy with other large requests", "try again soon", {"Retry-After": "5"})
 
 
-class HttpConversation(BaseHTTPRequestHandler):
-    """The requests of one connection, one after the other (the loop is http.server's).
+class HttpConversation:
+    """The requests of one connection, one after the other.
 
     Reading is ours: one buffer, no time-out of its own; the listener ends what takes too long.
     """
 
-    def __init__(self, sock, slot: HttpSlot, server: JsonServer):
+    def __init__(self, slot: HttpSlot, server: JsonServer):
         self.slot = slot
-        self.sock = sock
+        self.sock = slot.sock
+        self.server = server
+        self.close_connection = False
         self.pending = b""  # read, but not yet used
         self.held = 0  # bytes of the budget of bodies
         self.unread = False  # does the peer perhaps still send what we shall not use?
-        super().__init__(sock, slot.peer, server)
 
-    def setup(self):
+    def run(self) -> None:
+        """Until either side has enough; the listener closes the socket."""
+        self.set_up()
+        while not self.close_connection:
+            self.answer_next()
+
+    def set_up(self) -> None:
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self.server.tls is not None:
             self.sock = self.server.tls.wrap_socket(
@@ -4091,13 +4148,7 @@ class HttpConversation(BaseHTTPRequestHandler):
             self.slot.replace_socket(self.sock)
             self.sock.do_handshake()
 
-    def finish(self):
-        """Nothing is buffered, and the listener closes the socket."""
-
-    def log_message(self, format, *args):
-        log.debug(format, *args)
-
-    def handle_one_request(self):
+    def answer_next(self) -> None:
         self.close_connection = True
         head = self.read_head()
         if head is None:
@@ -4261,7 +4312,7 @@ class HttpConversation(BaseHTTPRequestHandler):
             self.write(body)
 
     def common_headers(self) -> dict:
-        more = {"Date": self.date_time_string()}
+        more = {"Date": http_date()}
         if self.close_connection:
             more["Connection"] = "close"
         return more
@@ -4317,16 +4368,16 @@ class HttpConversation(BaseHTTPRequestHandler):
             data = self.sock.recv(1024)
             self.pending += data
             return not data or len(self.pending) > HTTP_MAX_HEAD
-        except (BlockingIOError, TLS_WANTS_READ):
+        except BlockingIOError:
             return False
-        except OSError:
-            return True
+        except OSError as error:  # over TLS "nothing yet" is an error of its own
+            return self.server.tls is None or not isinstance(error, ssl.SSLWantReadError)
         finally:
             self.sock.settimeout(None)
 
 
 # =================================================================================================
-# medialib/http_client.py, from its line 25
+# medialib/http_client.py, from its line 21
 # Asking another medialib: JSON over http.client, with one deadline for the whole call.
 # =================================================================================================
 
@@ -4626,7 +4677,7 @@ def parse_retry_after(text: str | None, now: float | None = None) -> float | Non
 
 
 # =================================================================================================
-# medialib/progress.py, from its line 10
+# medialib/progress.py, from its line 11
 # What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
 # =================================================================================================
 
@@ -5020,7 +5071,7 @@ class KnownContent(NamedTuple):
 
 
 # =================================================================================================
-# medialib/cache_outbox.py, from its line 19
+# medialib/cache_outbox.py, from its line 18
 # What is not delivered yet, in order, and what the host has acknowledged.
 # =================================================================================================
 
@@ -5034,7 +5085,6 @@ RECORD_COLUMNS = (
 )
 
 
-@dataclass
 class Batch:
     """All changes with after_rev < rev <= rev, of one root. `removed` are absolute paths.
 
@@ -5042,16 +5092,19 @@ class Batch:
     A payload left behind by an older agent has no revs: rev is None then.
     """
 
-    batch_id: str
-    root: dict
-    after_rev: int | None
-    rev: int | None
-    files: list = field(default_factory=list)
-    removed: list = field(default_factory=list)
-    keys: list = field(default_factory=list)  # the index paths of `files`, in order
-    changes: int = 0  # how many rows and tombstones it tells of
-    described: int = 0  # how many of `files` have metadata
-    outbox_id: int | None = None
+    def __init__(self, batch_id: str, root: dict, after_rev: int | None, rev: int | None,
+                 files=(), removed=(), keys=(), changes: int = 0, described: int = 0,
+                 outbox_id: int | None = None):
+        self.batch_id = batch_id
+        self.root = root
+        self.after_rev = after_rev
+        self.rev = rev
+        self.files = list(files)
+        self.removed = list(removed)
+        self.keys = list(keys)  # the index paths of `files`, in order
+        self.changes = changes  # how many rows and tombstones it tells of
+        self.described = described  # how many of `files` have metadata
+        self.outbox_id = outbox_id
 
     def outline(self) -> dict:
         """The message's body apart from its files."""
@@ -5696,7 +5749,7 @@ class IndexWriter:
 
 
 # =================================================================================================
-# medialib/cache_roots.py, from its line 18
+# medialib/cache_roots.py, from its line 17
 # The agent's roots and folders: which disk is which root, and what each root holds in sum.
 # =================================================================================================
 
@@ -5706,7 +5759,6 @@ ROOT_COLUMNS = (
 )
 
 
-@dataclass
 class CachedRoot:
     """One row of agent_root. `digest` is the sum of its files' row digests modulo 2**64."""
 
@@ -5726,6 +5778,10 @@ class CachedRoot:
     end_due: int
     scan_json: str | None
     last_seen: float | None
+
+    def __init__(self, row):
+        """`row` holds ROOT_COLUMNS in order."""
+        vars(self).update(zip(ROOT_COLUMNS.split(", "), row))
 
     def prefix(self) -> str:
         """What its files' paths in agent_index begin with, before the relative path."""
@@ -5768,7 +5824,7 @@ class RootBook:
         return root
 
     def _from_row(self, row: tuple) -> CachedRoot:
-        root = CachedRoot(*row)
+        root = CachedRoot(row)
         root.digest = int(root.digest)
         return root
 
@@ -5848,7 +5904,7 @@ class RootBook:
 
     def _rename_rows(self, root: CachedRoot, *, path: str, parked: int) -> None:
         old = root.prefix()
-        new = CachedRoot(**{**vars(root), "path": path, "parked": parked}).prefix()
+        new = CachedRoot({**vars(root), "path": path, "parked": parked}.values()).prefix()
         with self.store.atomic() as db:
             for table in ("agent_index", "removed", "agent_error"):
                 db.execute(f"UPDATE {table} SET path = ? || substr(path, ?) WHERE root_id = ?",
@@ -6565,7 +6621,7 @@ class HashWindow:
                            else (CHUNK_FILES, CHUNK_BYTES))
         # With one reader, a file that changed and is read once more must wait for its turn.
         self.turn = threading.Lock() if readers == 1 else contextlib.nullcontext()
-        self.pool = ThreadPoolExecutor(max_workers=readers, thread_name_prefix="hash")
+        self.pool = concurrent.futures.ThreadPoolExecutor(readers, thread_name_prefix="hash")
         self.window = deque()
         self.chunk = []
         self.chunk_bytes = 0
@@ -7560,7 +7616,8 @@ class CachePass:
         return self.control.keep_going()
 
     def run(self) -> None:
-        with ThreadPoolExecutor(max_workers=self.readers, thread_name_prefix=self.stage) as pool:
+        with concurrent.futures.ThreadPoolExecutor(
+                self.readers, thread_name_prefix=self.stage) as pool:
             running, suspects = {}, []
             try:
                 for row in self.rows():
@@ -7641,7 +7698,8 @@ class CachePass:
         raise NotImplementedError
 
     def collect(self, running: dict) -> None:
-        done, _ = wait(list(running), timeout=1.0, return_when=FIRST_COMPLETED)
+        done, _ = concurrent.futures.wait(
+            list(running), timeout=1.0, return_when=concurrent.futures.FIRST_COMPLETED)
         for future in done:
             row = running.pop(future)
             self.store(row, future.result())
@@ -8551,7 +8609,7 @@ def about_agent(identity, *, port, instance, hash_algos, ffprobe, roots, python,
 
 
 # =================================================================================================
-# medialib/agent_service.py, from its line 22
+# medialib/agent_service.py, from its line 21
 # The running agent: scans now and then, delivers, says hello, and answers what it is asked.
 # =================================================================================================
 
@@ -20525,7 +20583,7 @@ def give_large_blocks_back() -> None:
 
 
 # =================================================================================================
-# medialib/server_cli.py, from its line 40
+# medialib/server_cli.py, from its line 39
 # The host's command line: python server.py [ROOT…].
 # =================================================================================================
 

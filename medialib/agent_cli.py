@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import os
-import platform
 import signal
-import socket
 import sys
 import threading
-import urllib.parse
 
 from .agent_cache import AGENT_CACHE_INTERFACE, AgentCache
 from .agent_identity import AgentIdentity
@@ -37,6 +33,7 @@ from .host_link import HttpTransport
 from .http_client import JsonClient, PeerError, parse_host
 from .http_gate import Gate
 from .http_server import JsonServer
+from .late import argparse, platform, socket, urllib
 from .plain_scan import PlainScan
 from .progress import ProgressLine, summary_text
 from .scan_common import to_text
@@ -81,6 +78,10 @@ def agent_parser() -> argparse.ArgumentParser:
 
 def agent_main(argv=None) -> int:
     """Run the agent; the exit code."""
+    words = sys.argv[1:] if argv is None else argv
+    if words == ["--version"]:  # without argparse, which takes longer to import than all else
+        print(f"medialib {VERSION}")
+        return EXIT_DONE
     arguments = agent_parser().parse_args(argv)
     try:
         url = parse_host(arguments.host, HOST_PORT)

@@ -4,14 +4,12 @@ cache keeps it. It is bound to its place: a copied home folder becomes another a
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import socket
-import uuid
 
 from .app_folder import write_private_file
 from .base import log
+from .late import hashlib, socket, uuid
 from .scan_common import to_text
 
 AGENT_ID_FILE = "agent_id"

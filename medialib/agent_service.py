@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import platform
 import threading
 import time
-import uuid
 
 from .base import MedialibError, StoreError, log
 from .delivery import Delivery
 from .hashing import available_algorithms
 from .host_link import HostLink, about_agent
 from .http_client import PeerError
+from .late import platform, uuid
 from .mounts import describe_root
 from .root_volume import settle_volume
 from .scan_common import to_native, to_text

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import logging.handlers
 import os
 import stat
 import sys
@@ -236,8 +235,29 @@ class OneLineFormatter(logging.Formatter):
         return super().formatMessage(record)
 
 
-class PrivateLogFile(logging.handlers.RotatingFileHandler):
-    """A rotating file only its owner reads, which never stops the program when the disk is full."""
+class PrivateLogFile(logging.FileHandler):
+    """A file only its owner reads, which never stops the program when the disk is full. A full one
+    becomes NAME.1, that one NAME.2 and so on. (The standard library's own takes long to import.)
+    """
+
+    def emit(self, record):
+        line = len(self.format(record).encode("utf-8", "backslashreplace")) + 1
+        with contextlib.suppress(OSError, ValueError):
+            if self.stream is None:
+                self.stream = self._open()
+            if self.stream.tell() + line > LOG_FILE_BYTES:
+                self._begin_another()
+        if self.stream is not None:
+            super().emit(record)
+
+    def _begin_another(self) -> None:
+        stream, self.stream = self.stream, None
+        stream.close()
+        for number in range(LOG_FILE_COPIES, 0, -1):
+            older = f"{self.baseFilename}.{number - 1}" if number > 1 else self.baseFilename
+            if os.path.exists(older):
+                os.replace(older, f"{self.baseFilename}.{number}")
+        self.stream = self._open()
 
     def _open(self):
         return open(self.baseFilename, self.mode, encoding="utf-8", errors="backslashreplace",
@@ -273,7 +293,7 @@ def setup_logging(log_path: str | None, verbosity: int) -> None:
     if log_path is None:
         return
     try:
-        file = PrivateLogFile(log_path, maxBytes=LOG_FILE_BYTES, backupCount=LOG_FILE_COPIES)
+        file = PrivateLogFile(log_path)
     except OSError as error:
         log.warning("no log file: cannot open %s: %s", log_path, error.strerror or error)
         return

@@ -9,11 +9,10 @@ made again from the rows.
 from __future__ import annotations
 
 import json
-import uuid
-from dataclasses import dataclass, field
 from json.encoder import encode_basestring_ascii
 
 from .base import log
+from .late import uuid
 from .scan_common import ext_of, name_of, version_prefix
 
 OUTBOX_MAX_ROWS = 2000
@@ -26,7 +25,6 @@ RECORD_COLUMNS = (
 )
 
 
-@dataclass
 class Batch:
     """All changes with after_rev < rev <= rev, of one root. `removed` are absolute paths.
 
@@ -34,16 +32,19 @@ class Batch:
     A payload left behind by an older agent has no revs: rev is None then.
     """
 
-    batch_id: str
-    root: dict
-    after_rev: int | None
-    rev: int | None
-    files: list = field(default_factory=list)
-    removed: list = field(default_factory=list)
-    keys: list = field(default_factory=list)  # the index paths of `files`, in order
-    changes: int = 0  # how many rows and tombstones it tells of
-    described: int = 0  # how many of `files` have metadata
-    outbox_id: int | None = None
+    def __init__(self, batch_id: str, root: dict, after_rev: int | None, rev: int | None,
+                 files=(), removed=(), keys=(), changes: int = 0, described: int = 0,
+                 outbox_id: int | None = None):
+        self.batch_id = batch_id
+        self.root = root
+        self.after_rev = after_rev
+        self.rev = rev
+        self.files = list(files)
+        self.removed = list(removed)
+        self.keys = list(keys)  # the index paths of `files`, in order
+        self.changes = changes  # how many rows and tombstones it tells of
+        self.described = described  # how many of `files` have metadata
+        self.outbox_id = outbox_id
 
     def outline(self) -> dict:
         """The message's body apart from its files."""

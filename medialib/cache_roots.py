@@ -8,7 +8,6 @@ rows; a disk whose path is taken by another one is parked until it comes back.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 
 from .base import log
 from .index_writer import KEEP_FORMER
@@ -21,7 +20,6 @@ ROOT_COLUMNS = (
 )
 
 
-@dataclass
 class CachedRoot:
     """One row of agent_root. `digest` is the sum of its files' row digests modulo 2**64."""
 
@@ -41,6 +39,10 @@ class CachedRoot:
     end_due: int
     scan_json: str | None
     last_seen: float | None
+
+    def __init__(self, row):
+        """`row` holds ROOT_COLUMNS in order."""
+        vars(self).update(zip(ROOT_COLUMNS.split(", "), row))
 
     def prefix(self) -> str:
         """What its files' paths in agent_index begin with, before the relative path."""
@@ -83,7 +85,7 @@ class RootBook:
         return root
 
     def _from_row(self, row: tuple) -> CachedRoot:
-        root = CachedRoot(*row)
+        root = CachedRoot(row)
         root.digest = int(root.digest)
         return root
 
@@ -163,7 +165,7 @@ class RootBook:
 
     def _rename_rows(self, root: CachedRoot, *, path: str, parked: int) -> None:
         old = root.prefix()
-        new = CachedRoot(**{**vars(root), "path": path, "parked": parked}).prefix()
+        new = CachedRoot({**vars(root), "path": path, "parked": parked}.values()).prefix()
         with self.store.atomic() as db:
             for table in ("agent_index", "removed", "agent_error"):
                 db.execute(f"UPDATE {table} SET path = ? || substr(path, ?) WHERE root_id = ?",

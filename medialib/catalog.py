@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
-import shutil
 import threading
 import time
 
@@ -21,6 +20,7 @@ from .catalog_roots import CatalogCounters, FolderBook, WordBook, read_root
 from .catalog_schema import CATALOG_MIGRATIONS, LOCAL_AGENT
 from .catalog_search import SEARCH_BEHIND, SearchIndex
 from .catalog_writer import CatalogWriter
+from .late import shutil
 from .sqlite_store import (
     StoreConnection,
     copy_database,

@@ -6,7 +6,6 @@ over the contents of all present files below, so that renamed files change nothi
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import threading
 import time
@@ -19,6 +18,7 @@ from .catalog_roots import read_roots
 from .catalog_rows import rel_of_key
 from .catalog_search import search_words, text_matches
 from .catalog_tokens import decode_token, encode_token, page_limit
+from .late import hashlib
 
 SAME_FOLDERS_TIME_S = 20.0
 SAME_FOLDERS_FRESH_S = 20.0  # while a scan runs, the answer may be this old

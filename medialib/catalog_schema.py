@@ -7,8 +7,8 @@ folder totals, duplicate groups and their sums. Nothing that is asked often scan
 
 from __future__ import annotations
 
-import uuid
 
+from .late import uuid
 from .sqlite_store import sqlite3
 
 KIND_CODES = {

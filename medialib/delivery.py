@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 import threading
 import time
-import uuid
 
 from .cache_changes import PutFile, PutFolder
 from .base import StoreError, log
 from .hashing import HashResult
 from .http_client import Backoff, PeerError, PeerRefused
+from .late import uuid
 from .root_check import EMPTY_REASON
 from .scan_common import join_rel
 from .walk import FoundFile

@@ -10,11 +10,11 @@ import json
 import math
 import os
 import re
-import shutil
 import stat
 import threading
 from typing import NamedTuple
 
+from .late import shutil
 from .probe_run import ProbeFailed, ProbeRun, clean_probe_text
 
 # Containers that hold their own data. Playlists, manifests, image sequences and scripts are left

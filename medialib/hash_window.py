@@ -7,7 +7,6 @@ import os
 import threading
 import time
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 
 try:
     import resource
@@ -16,6 +15,7 @@ except ImportError:  # Windows
 
 from .cache_changes import ClearFailure, Confirmed, Failure
 from .hashing import FileChanging, HashResult, sample_hash_file
+from .late import concurrent
 from .scan_buffer import MOST_ATTEMPTS, RETRY_MOST_S, error_class, error_text, retry_time
 from .scan_common import same_version
 from .scan_plan import STAT_WORK, ReaderPermits
@@ -54,7 +54,7 @@ class HashWindow:
                            else (CHUNK_FILES, CHUNK_BYTES))
         # With one reader, a file that changed and is read once more must wait for its turn.
         self.turn = threading.Lock() if readers == 1 else contextlib.nullcontext()
-        self.pool = ThreadPoolExecutor(max_workers=readers, thread_name_prefix="hash")
+        self.pool = concurrent.futures.ThreadPoolExecutor(readers, thread_name_prefix="hash")
         self.window = deque()
         self.chunk = []
         self.chunk_bytes = 0

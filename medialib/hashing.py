@@ -6,7 +6,6 @@ saw, read, and compared again. Whatever differs in between raises FileChanging a
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 import time
@@ -20,6 +19,8 @@ try:
     import xxhash
 except ImportError:
     xxhash = None
+
+from .late import hashlib
 
 HASH_CHUNK_BYTES = 1 << 20
 HASH_DROP_BYTES = 16 << 20  # how much is read before the page cache behind is given back

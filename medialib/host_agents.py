@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import threading
 import time
-import uuid
 from dataclasses import dataclass, field
 
 from .catalog_roots import ALIVE_S
+from .late import uuid
 
 COMMANDS_KEPT = 50
 RESULTS_KEPT = 200

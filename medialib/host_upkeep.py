@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import threading
 import time
 
@@ -12,6 +11,7 @@ from .base import MedialibError, log
 from .catalog import Catalog
 from .catalog_settings import settings_of
 from .catalog_summary import note_daily_totals
+from .late import shutil
 from .sqlite_store import copy_database, schema_version
 
 BACKUP_FOLDER = "backups"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from http.server import BaseHTTPRequestHandler
 
 from .base import log
 from .http_body import gzip_packed
 from .http_json import HttpError, Reply, header_text, wants_gzip
+from .late import email, http
 
 HTTP_GZIP_FROM = 1 << 10
 GZIP_TYPES = ("application/json", "text/", "application/javascript", "image/svg+xml")
@@ -35,7 +35,7 @@ class AnswerWriter:
             headers["Content-Type"] = content_type
         headers.update(more)
         headers.update(reply.headers)
-        reason = BaseHTTPRequestHandler.responses.get(reply.status, ("Status",))[0]
+        reason = http.client.responses.get(reply.status, "Status")
         lines = [f"HTTP/1.1 {int(reply.status)} {reason}"]
         lines += [f"{header_text(name)}: {header_text(value)}" for name, value in headers.items()]
         return "\r\n".join([*lines, "", ""]).encode("latin-1")
@@ -58,6 +58,11 @@ class AnswerWriter:
             more = {**more, "Content-Length": len(body)}
         head = self.head(reply, content_type, more)
         return head, b"" if bodiless or head_only else body
+
+
+def http_date() -> str:
+    """Now, as the Date header has it."""
+    return email.utils.formatdate(usegmt=True)
 
 
 def json_bytes(value) -> bytes:

@@ -6,13 +6,13 @@ BodyError with the HTTP status that fits.
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
 import sys
 import zlib
 
 from .base import MedialibError
+from .late import gzip
 
 JSON_DEPTH = 64
 # 64 MiB of "[],[]," would be 22 times as much in Python objects: what costs is the number of

@@ -7,13 +7,8 @@ may be anything: a captive portal, another program, something that never ends.
 from __future__ import annotations
 
 import contextlib
-import email.utils
-import http.client
-import ipaddress
 import json
-import random
 import re
-import socket
 import threading
 import time
 
@@ -21,6 +16,7 @@ from .base import VERSION, MedialibError, UsageError
 from .http_body import BodyError, gunzip_bounded, gzip_packed, parse_json_bounded
 from .http_deadline import DeadlineConnection
 from .http_gate import format_address, tls_client_context
+from .late import email, http, ipaddress, random, socket
 
 ANSWER_BYTES = 64 << 20
 ANSWER_TOKENS = 4_000_000

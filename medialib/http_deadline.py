@@ -6,11 +6,11 @@ for ever.
 
 from __future__ import annotations
 
-import http.client
 import io
 import select
-import socket
 import time
+
+from .late import http, socket
 
 DEADLINE_STEP = 1 << 16
 
@@ -96,16 +96,25 @@ class DeadlineReader(io.RawIOBase):
         super().close()
 
 
-class DeadlineConnection(http.client.HTTPConnection):
+class DeadlineConnection:
     """http.client's connection on a DeadlineSocket, with TLS where there is a context."""
 
     def __init__(self, host: str, port: int, tls):
-        super().__init__(host, port)
+        self.host = host
+        self.port = port
         self.tls = tls
         self.deadline = 0.0
-        self.auto_open = 0
+        self._line = http.client.HTTPConnection(host, port)
+        self._line.auto_open = 0
+        self.request = self._line.request
+        self.getresponse = self._line.getresponse
+        self.close = self._line.close
 
-    def connect(self):
+    @property
+    def sock(self) -> DeadlineSocket | None:
+        return self._line.sock
+
+    def connect(self) -> None:
         """Try each address of the name within the deadline."""
         failure = OSError(f"no address for {self.host}")
         for family, kind, protocol, _, address in socket.getaddrinfo(
@@ -121,8 +130,8 @@ class DeadlineConnection(http.client.HTTPConnection):
                 sock.close()
                 failure = error
                 continue
-            self.sock = DeadlineSocket(sock)
-            self.sock.deadline = self.deadline
+            self._line.sock = DeadlineSocket(sock)
+            self._line.sock.deadline = self.deadline
             return
         raise failure
 

@@ -7,16 +7,10 @@ here by a foreign page is kept out by what it says of itself in Host, Origin and
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import re
-import socket
 
 from .base import MedialibError, UsageError
-
-try:
-    import ssl
-except ImportError:  # small Pythons of routers and NAS boxes
-    ssl = None
+from .late import ipaddress, socket, ssl
 
 # ipaddress.is_private means something else: it knows documentation networks, but not 100.64/10.
 HOME_NETWORKS = (
@@ -28,14 +22,12 @@ HOME_NETWORKS = (
 )
 # No one can register a name under these, so no foreign page can point one at us.
 HOME_DOMAINS = ("local", "lan", "home", "internal", "localdomain", "home.arpa")
+NO_TLS = "this Python has no ssl module: https is not possible"
 HOST_TEXT = re.compile(r"(\[[0-9a-f:.]+(?:%[0-9a-z._~-]+)?\]|[0-9a-z._-]+)(?::[0-9]{1,5})?")
 KNOWN_HOSTS_KEPT = 256
-TLS_WANTS_READ = ssl.SSLWantReadError if ssl else BlockingIOError
 # Connecting a datagram socket sends nothing; it only asks which of our addresses would be used.
 ROUTE_PROBES = (
-    (socket.AF_INET, "192.168.255.254"), (socket.AF_INET, "10.255.255.254"),
-    (socket.AF_INET, "172.31.255.254"), (socket.AF_INET, "100.127.255.254"),
-    (socket.AF_INET6, "fd00::1"),
+    "192.168.255.254", "10.255.255.254", "172.31.255.254", "100.127.255.254", "fd00::1",
 )
 
 
@@ -152,7 +144,7 @@ def own_addresses() -> list:
     IPv4 comes before IPv6, since people can type it; then what lies in a home network; then what
     is on a route, before what is merely there.
     """
-    found = [_route_address(family, target) for family, target in ROUTE_PROBES]
+    found = [_route_address(target) for target in ROUTE_PROBES]
     found += _linux_addresses()
     networks = parse_networks(HOME_NETWORKS[2:])
     kept = []
@@ -170,7 +162,8 @@ def _is_foreign(text: str, networks: tuple) -> bool:
     return not any(address in network for network in networks if network.version == address.version)
 
 
-def _route_address(family: int, target: str) -> str:
+def _route_address(target: str) -> str:
+    family = socket.AF_INET6 if ":" in target else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect((target, 9))
@@ -196,12 +189,12 @@ def _linux_addresses() -> list:
 
 def tls_server_context(certfile: str, keyfile: str | None):
     """A TLS context for serving, or MedialibError saying which file is wrong."""
-    if ssl is None:
-        raise MedialibError("this Python has no ssl module: https is not possible")
     try:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.load_cert_chain(certfile, keyfile, password=_refuse_password)
+    except ImportError as error:  # small Pythons of routers and NAS boxes
+        raise MedialibError(NO_TLS) from error
     except (OSError, ValueError) as error:
         raise MedialibError(
             f"cannot use the certificate {certfile} with the key {keyfile or certfile}: {error}"
@@ -215,9 +208,9 @@ def _refuse_password() -> str:
 
 def tls_client_context(cafile: str | None):
     """A TLS context that checks the host's certificate, against `cafile` where it is given."""
-    if ssl is None:
-        raise MedialibError("this Python has no ssl module: https is not possible")
     try:
         return ssl.create_default_context(cafile=cafile)
+    except ImportError as error:
+        raise MedialibError(NO_TLS) from error
     except (OSError, ValueError) as error:
         raise MedialibError(f"cannot use the certificates in {cafile}: {error}") from error

@@ -7,10 +7,10 @@ in two ways, it is refused.
 from __future__ import annotations
 
 import re
-import urllib.parse
 
 from .base import MedialibError, UsageError, log
 from .http_body import BodyError
+from .late import urllib
 
 HTTP_MAX_LINE = 8 << 10
 HTTP_MAX_HEAD = 32 << 10

@@ -12,15 +12,13 @@ from __future__ import annotations
 import collections
 import contextlib
 import errno
-import ipaddress
 import operator
-import selectors
-import socket
 import threading
 import time
 
 from .base import MedialibError, UsageError, log
 from .http_gate import format_address, parse_address
+from .late import ipaddress, selectors, socket
 
 HTTP_CONNECTIONS = 96
 HTTP_PER_ADDRESS = 32

@@ -1,4 +1,4 @@
-"""JSON over HTTP: one conversation per connection, on http.server, with a bound on everything.
+"""JSON over HTTP: one conversation per connection, with a bound on everything.
 
 The order of the checks is the order of their cost: the peer's address before a byte is read
 (http_listener), then the head's grammar and size, the gate, the route, the body's length and type,
@@ -8,15 +8,13 @@ its bytes, its JSON, and only then the handler.
 from __future__ import annotations
 
 import contextlib
-import socket
 import threading
 import time
-from http.server import BaseHTTPRequestHandler
 
 from .base import log
-from .http_answer import AnswerWriter
+from .http_answer import AnswerWriter, http_date
 from .http_body import BodyError, JsonWeight, gunzip_pieces, gunzip_whole, parse_json_object
-from .http_gate import TLS_WANTS_READ, tls_server_context
+from .http_gate import tls_server_context
 from .http_json import (
     BAD_HEAD_BYTES,
     HTTP_MAX_HEAD,
@@ -28,6 +26,7 @@ from .http_json import (
     parse_head,
 )
 from .http_listener import HTTP_CONNECTIONS, HTTP_HEAD_S, HttpListener, HttpSlot
+from .late import socket, ssl
 
 HTTP_MAX_BODY = 16 << 20  # as sent
 HTTP_MAX_JSON = 16 << 20  # after unpacking
@@ -95,7 +94,7 @@ class JsonServer:
     def _serve(self, slot: HttpSlot) -> None:
         """One connection, from its thread; a peer that goes away is nobody's error."""
         try:
-            HttpConversation(slot.sock, slot, self)
+            HttpConversation(slot, self).run()
         except (OSError, ValueError) as error:
             log.debug("connection of %s: %s", slot.peer, error)
         except Exception:
@@ -161,21 +160,28 @@ def busy_with_large() -> HttpError:
     return HttpError(503, "busy with other large requests", "try again soon", {"Retry-After": "5"})
 
 
-class HttpConversation(BaseHTTPRequestHandler):
-    """The requests of one connection, one after the other (the loop is http.server's).
+class HttpConversation:
+    """The requests of one connection, one after the other.
 
     Reading is ours: one buffer, no time-out of its own; the listener ends what takes too long.
     """
 
-    def __init__(self, sock, slot: HttpSlot, server: JsonServer):
+    def __init__(self, slot: HttpSlot, server: JsonServer):
         self.slot = slot
-        self.sock = sock
+        self.sock = slot.sock
+        self.server = server
+        self.close_connection = False
         self.pending = b""  # read, but not yet used
         self.held = 0  # bytes of the budget of bodies
         self.unread = False  # does the peer perhaps still send what we shall not use?
-        super().__init__(sock, slot.peer, server)
 
-    def setup(self):
+    def run(self) -> None:
+        """Until either side has enough; the listener closes the socket."""
+        self.set_up()
+        while not self.close_connection:
+            self.answer_next()
+
+    def set_up(self) -> None:
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self.server.tls is not None:
             self.sock = self.server.tls.wrap_socket(
@@ -183,13 +189,7 @@ class HttpConversation(BaseHTTPRequestHandler):
             self.slot.replace_socket(self.sock)
             self.sock.do_handshake()
 
-    def finish(self):
-        """Nothing is buffered, and the listener closes the socket."""
-
-    def log_message(self, format, *args):
-        log.debug(format, *args)
-
-    def handle_one_request(self):
+    def answer_next(self) -> None:
         self.close_connection = True
         head = self.read_head()
         if head is None:
@@ -353,7 +353,7 @@ class HttpConversation(BaseHTTPRequestHandler):
             self.write(body)
 
     def common_headers(self) -> dict:
-        more = {"Date": self.date_time_string()}
+        more = {"Date": http_date()}
         if self.close_connection:
             more["Connection"] = "close"
         return more
@@ -409,9 +409,9 @@ class HttpConversation(BaseHTTPRequestHandler):
             data = self.sock.recv(1024)
             self.pending += data
             return not data or len(self.pending) > HTTP_MAX_HEAD
-        except (BlockingIOError, TLS_WANTS_READ):
+        except BlockingIOError:
             return False
-        except OSError:
-            return True
+        except OSError as error:  # over TLS "nothing yet" is an error of its own
+            return self.server.tls is None or not isinstance(error, ssl.SSLWantReadError)
         finally:
             self.sock.settimeout(None)

@@ -6,7 +6,6 @@ through. Keys that are not known are ignored.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 
@@ -21,6 +20,7 @@ from .catalog_rows import (
     signed_inode,
 )
 from .catalog_schema import ALGO_CODES, ALGO_NAMES, FLAG_WHOLE, KIND_CODES
+from .late import hashlib
 from .scan_common import Classifier, ext_of, parse_inode_key
 from .settings import is_absolute_text
 

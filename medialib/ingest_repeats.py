@@ -8,11 +8,11 @@ no row that was there has changed since, of whatever agent, and neither roots no
 from __future__ import annotations
 
 import collections
-import hashlib
 import re
 import threading
 
 from .http_body import parse_json_object
+from .late import hashlib
 
 REPEATS_KEPT = 20_000
 # The part of such a body that is new each time, as it comes without any escape.

@@ -9,12 +9,11 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import struct
-import uuid
 from typing import NamedTuple
 
 from .app_folder import fcntl
+from .late import shutil, uuid
 from .scan_common import to_text
 
 MOUNT_TABLE = "/proc/self/mountinfo"

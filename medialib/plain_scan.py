@@ -7,15 +7,14 @@ gone. While the host is away it waits. Large files get no full hash and there is
 from __future__ import annotations
 
 import os
-import platform
 import time
-import uuid
 
 from .base import log
 from .ffprobe import probe_file
 from .hashing import FileChanging, available_algorithms, sample_hash_file
 from .host_link import about_agent
 from .http_client import Backoff, PeerError, PeerRefused
+from .late import platform, uuid
 from .mounts import describe_root, mount_points
 from .probe_run import ProbeFailed
 from .scan_common import ext_of, join_rel, parent_of, record_of, same_version, to_native

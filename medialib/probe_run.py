@@ -9,12 +9,11 @@ import contextlib
 import errno
 import os
 import re
-import selectors
 import signal
-import subprocess
 import threading
 import time
 
+from .late import selectors, subprocess
 from .leash import Leash
 
 PROBE_MESSAGES_BYTES = 16 << 10  # as much of stderr as is looked at

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 import threading
 import time
+
+from .late import shutil
 
 TERMINAL_INTERVAL_S = 0.5
 PLAIN_INTERVAL_S = 30.0

@@ -10,10 +10,11 @@ the mapped form, with "/" between folders on every platform.
 from __future__ import annotations
 
 import fnmatch
-import hashlib
 import json
 import os
 import re
+
+from .late import hashlib
 
 KINDS = ("video", "audio", "image", "subtitle", "xml", "other", "unknown", "junk")
 IGNORE_MARKER = ".medialib-ignore"  # a folder that holds it is left out with everything below

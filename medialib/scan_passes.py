@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import os
 import time
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from typing import NamedTuple
 
 from .base import log
 from .cache_changes import Described, Failure, FullHash
 from .ffprobe import probe_file
 from .hashing import FileChanging, full_hash_file
+from .late import concurrent
 from .probe_run import ProbeFailed
 from .scan_buffer import (
     MOST_ATTEMPTS,
@@ -75,7 +75,8 @@ class CachePass:
         return self.control.keep_going()
 
     def run(self) -> None:
-        with ThreadPoolExecutor(max_workers=self.readers, thread_name_prefix=self.stage) as pool:
+        with concurrent.futures.ThreadPoolExecutor(
+                self.readers, thread_name_prefix=self.stage) as pool:
             running, suspects = {}, []
             try:
                 for row in self.rows():
@@ -156,7 +157,8 @@ class CachePass:
         raise NotImplementedError
 
     def collect(self, running: dict) -> None:
-        done, _ = wait(list(running), timeout=1.0, return_when=FIRST_COMPLETED)
+        done, _ = concurrent.futures.wait(
+            list(running), timeout=1.0, return_when=concurrent.futures.FIRST_COMPLETED)
         for future in done:
             row = running.pop(future)
             self.store(row, future.result())

@@ -10,7 +10,6 @@ import bisect
 import errno
 import os
 import time
-import uuid
 
 from .cache_changes import ClearFailure, Failure, GoneFile, GoneFolder, PutFile, PutFolder
 from .hash_window import (
@@ -20,6 +19,7 @@ from .hash_window import (
     facts_of_content,
     look_at_file,
 )
+from .late import uuid
 from .mounts import mount_points
 from .root_check import (
     check_still_mounted,

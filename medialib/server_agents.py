@@ -6,7 +6,6 @@ heartbeat, and the answer comes back with the one after.
 
 from __future__ import annotations
 
-import urllib.parse
 
 from .base import AGENT_PORT, log
 from .catalog import Catalog
@@ -19,6 +18,7 @@ from .host_agents import AgentPresence
 from .http_client import JsonClient, NotMedialib, PeerError, PeerRefused
 from .http_gate import format_address
 from .http_json import HttpError
+from .late import urllib
 from .settings import is_absolute_text, normal_root_path
 
 DIRECT_TIMEOUT_S = 3.0

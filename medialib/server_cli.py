@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import os
-import platform
 import signal
 import sys
 import threading
@@ -30,6 +28,7 @@ from .host_upkeep import HostUpkeep, keep_copy_before_upgrade
 from .http_client import JsonClient, PeerError
 from .http_gate import Gate, format_address, own_addresses
 from .http_server import JsonServer
+from .late import argparse, platform
 from .local_scan import LocalScan
 from .progress import ProgressLine, summary_text
 from .scan_common import to_text

@@ -6,7 +6,7 @@ README's list are made from this table or tested against it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .base import UsageError
 from .scan_common import (
@@ -35,8 +35,7 @@ class SettingError(UsageError):
         self.name = name
 
 
-@dataclass(frozen=True)
-class Setting:
+class Setting(NamedTuple):
     """One row of the table. `type` is int, bool, choice, names, extensions or paths (the last
     three are lists of text); `minimum` and `maximum` are inclusive and in `unit`.
     """

@@ -19,7 +19,7 @@ from bundle_rules import RuleError, load_modules, read_text
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = [
-    "base", "app_folder", "scan_common", "settings", "walk", "mounts", "hashing", "leash",
+    "base", "late", "app_folder", "scan_common", "settings", "walk", "mounts", "hashing", "leash",
     "probe_run", "ffprobe", "sqlite_store", "http_body", "http_gate", "http_deadline", "http_json",
     "http_answer",
     "http_listener", "http_server", "http_client", "progress", "cache_schema", "cache_changes",
