@@ -161,6 +161,34 @@ def test_a_disk_below_a_root_is_a_root_of_its_own(world, disk_of):
             path: known[0] for path, known in before.items()}
 
 
+@pytest.mark.long
+def test_a_disk_restored_from_a_copy_has_new_inodes(world):
+    """The same UUID, names, sizes and times, and every inode another: nothing is read again."""
+    place, copy = world.folder / "mnt", world.folder / "copy"
+    images = [harness.disk_image(world.folder / f"{name}.img") for name in "ab"]
+    host = world.host().start()
+    agent = world.once(host, place)
+    with harness.loop_mounted(images[0], place):
+        world.tree("x", 40, 1, folder=place)
+        time.sleep(harness.YOUNG_S)
+        world.scan(agent)
+        before = facts(host)
+        with harness.loop_mounted(images[1], copy):
+            # The first copy takes the inodes that the files had on the first disk.
+            subprocess.run(["cp", "-a", f"{place}/.", str(copy / "first")], check=True)
+            subprocess.run(["cp", "-a", f"{place}/.", str(copy)], check=True)
+            subprocess.run(["rm", "-r", str(copy / "first")], check=True)
+    said = subprocess.run(["blkid", "-o", "value", "-s", "UUID", str(images[0])],
+                          capture_output=True, text=True, check=True)
+    subprocess.run(["e2fsck", "-fy", str(images[1])], capture_output=True, check=False)
+    harness.run_tool("tune2fs", "-U", said.stdout.strip(), images[1])
+    with harness.loop_mounted(images[1], place):
+        scan_without_reading(world, agent, place)
+        world.exact(host, "box", place)
+        assert facts(host) == before
+        scan_without_reading(world, agent, place)
+
+
 # btrfs
 
 

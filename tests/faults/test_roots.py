@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import sqlite3
 import time
 
 import pytest
@@ -415,6 +417,55 @@ def test_deep_tree(world):
         rows = ground_truth.present_rows(host.url, host.agent_id("box"))
         assert len(rows) >= 30
         assert str(root / "top.jpg") in {row["path"] for row in rows}
+
+
+def cursor_of(agent) -> str | None:
+    """Up to where an interrupted pass 1 came."""
+    with contextlib.closing(sqlite3.connect(str(agent.data / "agent_cache.db"))) as db:
+        row = db.execute("SELECT last_path FROM scan_progress WHERE phase = 1").fetchone()
+    return row[0] if row else None
+
+
+@pytest.mark.timeout(600)
+def test_files_added_and_removed_around_the_cursor(world):
+    """An interrupted scan goes on at its cursor; what changed before and behind it is found."""
+    one = world.tree("first", 150, 0)
+    host = world.host().start()
+    host.settings(agent_batch_size=3)
+    agent = world.once(host, one.root)
+    world.scan(agent)
+    cursors = []
+    for _ in range(harness.either([2], [12])[0]):
+        media.random_changes(one, 20)
+        folders = walk_order(one)
+        killer = world.random.choice(folders[len(folders) // 3:])
+        agent.prefix = harness.strace("getdents64", path=killer, signal="KILL", when=1)
+        assert agent.run() in harness.KILLED, agent.output()
+        agent.prefix = []
+        cursor = cursor_of(agent)
+        if cursor is not None:
+            cursors.append(cursor)
+            around_cursor(one, os.path.join(str(one.root), cursor))
+        world.scan(agent)
+        world.exact(host, "box", one.root, context=f"killed in {killer} at {cursor}")
+        assert cursor_of(agent) is None
+    assert cursors, "no scan was interrupted behind its first folder"
+
+
+def walk_order(one) -> list:
+    """The folders of a tree as the walk comes to them."""
+    return sorted(one.folders(), key=lambda path: str(path).split("/"))
+
+
+def around_cursor(one, cursor: str) -> None:
+    """Add and remove files in the folder of the cursor, in one before it and in one behind it."""
+    folders = walk_order(one)
+    before = [path for path in folders if str(path).split("/") < cursor.split("/")]
+    behind = [path for path in folders if str(path).split("/") > cursor.split("/")]
+    for folder in (*before[-1:], *before[:1], *behind[:1], *behind[-1:]):
+        one.new_file(folder)
+        for path in [path for path in folder.iterdir() if path.is_file()][:2]:
+            path.unlink()
 
 
 def test_churn_for_a_while(world):
