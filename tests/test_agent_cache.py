@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from medialib import hash_window, scan_passes
+from medialib import hash_window, root_check, root_volume, scan_passes
 from medialib.agent_cache import AgentCache
 from medialib.ffprobe import Ffprobe
 from medialib.hashing import FileChanging
@@ -221,6 +221,26 @@ def test_one_disk_at_two_places_is_one_root(world, mounts, tmp_path):
     assert len(world.known()) == 3
     world.set_roots(world.roots[:1])
     world.check_quiet()
+
+
+def test_one_share_at_two_places_is_scanned_once(world, monkeypatch, tmp_path):
+    """Each mount of sshfs has a device number of its own; it is one share all the same."""
+    real = root_check.describe_root
+
+    def describe(native):
+        devices = {world.roots[0]: 1, str(tmp_path / "twin"): 2}
+        return real(native)._replace(fs="fuse.sshfs", volume="sshfs://nas/films", volume_path="/",
+                                     fsid=None, device=devices.get(native, 3))
+
+    for module in (root_check, root_volume):
+        monkeypatch.setattr(module, "describe_root", describe)
+    fill(world)
+    shutil.copytree(world.roots[0], tmp_path / "twin")
+    world.set_roots([world.roots[0], str(tmp_path / "twin")])
+    world.service.scanner.look_at(world.roots)
+    told = {root["path"]: root for root in world.service.scanner.root_states()}
+    assert told[world.roots[0]]["state"] == "online"
+    assert "the same share" in told[world.roots[1]]["reason"]
 
 
 def test_unmounted_in_the_middle_of_a_scan(world, mounts):
