@@ -6,94 +6,95 @@ is one module's code, verbatim: low level first, the command line last. `line` i
 here, `there` where in the module: that maps a traceback back.
 
     line  there  section
-     170      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
-     220     13  medialib/late.py: Modules of the standard library that are slow to import and that many runs do not need.
-     256     24  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
-     542     19  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
-     901     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
-    1141     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
-    1487     19  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
-    1801     25  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
-    2004     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
-    2040     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
-    2220     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
-    2453     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2708     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
-    2921     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    3130     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    3271     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3526     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3606     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    3990     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
-    4384     21  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4684     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    4801     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    4935     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
-    5078     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    5496      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5756     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    6042     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6390     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6448     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6591     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    6911     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    7035     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    7144     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    7572     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7880     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    8090     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    8442     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    8616     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    8981     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
-    9243     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
-    9424     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
-    9753     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
-    9927     32  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
-   10350     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
-   10594     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
-   10726     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
-   10780     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
-   10880     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
-   10978     11  medialib/catalog_show.py: Files as the API shows them.
-   11025     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
-   11239     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
-   11307     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
-   11406     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
-   11666     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
-   11819     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
-   12013     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
-   12142     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
-   12500     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
-   12569     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
-   12862     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
-   12965     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
-   12998     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
-   13155      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
-   13386      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
-   13423      9  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
-   13529     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
-   13653     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
-   13828     21  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
-   14074     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   14288     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   14329     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   14560     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
-   14791     37  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   15210     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   15322      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   15363      1  medialib/web/: The files of the web UI.
-   19575     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   19674     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   19745     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   19917     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   20005     17  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   20142      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   20223      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   20266     45  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   20565     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
-   20590     39  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+     171      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
+     221     13  medialib/late.py: Modules of the standard library that are slow to import and that many runs do not need.
+     257     24  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
+     543     19  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
+     902     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
+    1142     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
+    1488     19  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
+    1802     25  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
+    2005     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
+    2041     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
+    2221     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
+    2454     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
+    2709     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
+    2922     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    3131     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3272     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3527     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3607     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    3991     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
+    4385     21  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4685     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    4802     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    4936     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
+    5079     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    5497      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5757     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    6043     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6391     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6449     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6592     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    6912     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    7036     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    7145     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    7573     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7881     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    8091     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    8443     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    8617     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    8982     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
+    9244     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
+    9425     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
+    9754     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
+    9928     32  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
+   10351     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
+   10595     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
+   10727     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
+   10781     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
+   10881     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
+   10979     11  medialib/catalog_show.py: Files as the API shows them.
+   11026     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
+   11240     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
+   11308     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
+   11407     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
+   11667     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
+   11820     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
+   12014     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
+   12143     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
+   12501     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
+   12570     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
+   12863     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
+   12966     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
+   12999     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
+   13156      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
+   13387      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
+   13424      9  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
+   13530     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
+   13654     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
+   13829     10  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
+   13859     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
+   14113     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   14327     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   14368     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   14585     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   14816     37  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   15235     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   15347      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   15388      1  medialib/web/: The files of the web UI.
+   19600     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   19699     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   19770     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   19942     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   20030     17  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   20167      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   20248      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   20291     45  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   20590     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
+   20615     39  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: 62eee1d150761a0f355b5ab4f15948e57dfdc33d404605bd521977d7ff8c96d3
+# sha256 of all below this line: f992cf6925dbea0fd155753c3b77fef5353f5af02eb585cdbbc431dc7bbe93df
 
 from __future__ import annotations
 
@@ -13821,14 +13822,45 @@ class SectionWalk:
 
 
 # =================================================================================================
-# medialib/catalog_skip.py, from its line 21
+# medialib/catalog_sample.py, from its line 10
+# Looking at some files from all over the catalogue, where looking at all would take too long.
+# =================================================================================================
+
+SAMPLE_BLOCK = 100  # file numbers; those of one folder lie close together
+
+
+def spread_out(count: int):
+    """The numbers below `count`, each once, such that any first part of them lies all over."""
+    step = max(1, round(count * 0.618))
+    while math.gcd(step, count) != 1:
+        step += 1
+    for number in range(count):
+        yield number * step % count
+
+
+def sampled_rows(pages, filter_: FileFilter, columns: str, meta: bool):
+    """(which part of all files has been looked at, the rows of it that match as
+    `pages.matching` yields them), block by block, until there is none left.
+    """
+    last = pages.db.execute("SELECT value FROM counter WHERE name = 'file'").fetchone()[0]
+    blocks = -(-last // SAMPLE_BLOCK)
+    source = [("file f JOIN folder d ON d.id = f.folder", ())]
+    for seen, block in enumerate(spread_out(blocks), 1):
+        inside = narrowed(filter_, f"f.id > {block * SAMPLE_BLOCK}"
+                                   f" AND f.id <= {(block + 1) * SAMPLE_BLOCK}")
+        yield seen / blocks, pages.matching(inside, source, columns, meta)
+
+
+# =================================================================================================
+# medialib/catalog_skip.py, from its line 22
 # Far places of a sorted list: the row behind so many others.
 # =================================================================================================
 
 SKIP_MOST = 1 << 40
 SKIP_NEAR = 5000
 SKIP_TIME_S = 0.5
-SHARE_TIME_S = 3.0
+SAMPLE_BLOCKS = 80
+SAMPLE_LEAST = 40
 SKIP_STEPS = 20_000  # SQLite asks after so many steps whether it is to stop
 
 
@@ -13890,36 +13922,45 @@ class FarPlace:
         return self._in_index(time_s)
 
     def _shared(self) -> tuple | None:
-        """The place at the same share of the list without the filter."""
-        every = bare_filter(self.filter, self.pages.reader.roots, self.sort)
+        """The place at the same share of a list that can be counted."""
+        share = min(1.0, self.skip / self.of)
+        if self.sort != "path" and self.sort not in SECTION_SORTS:
+            return self._sampled(share)
+        every = bare_filter(self.filter, self.sort)
         place = FarPlace(self.pages, every, self.sort, self.order, {}, 0)
         total = place._rows()
-        place.skip = min(self.skip, self.of) * total // self.of
+        place.skip = int(share * total)
         if not 0 < place.skip < total:
             return None
-        found = place._counted(SHARE_TIME_S)
+        found = place._counted(SKIP_TIME_S)
         return None if found is None or found[0] is None else (found[0], True)
+
+    def _sampled(self, share: float) -> tuple | None:
+        """The place at that share of some rows that match; of any rows, where few of them do."""
+        key = SORT_KEYS.get(self.sort, self.sort)
+        for filter_ in (self.filter, FileFilter(dict(self.pages.reader.roots))):
+            found: list = []
+            meta = filter_.needs_meta or key.meta
+            for blocks, (_, rows) in enumerate(
+                    sampled_rows(self.pages, filter_, key.column, meta), 1):
+                found += [(key.key_of(row[0]), row[1], row[0]) for row in rows
+                          if row[0] is not None]
+                if blocks >= SAMPLE_BLOCKS:
+                    break
+            if len(found) >= SAMPLE_LEAST:
+                found.sort(reverse=self.order == "desc")
+                _, number, value = found[min(len(found) - 1, int(share * len(found)))]
+                return encode_token(value, number), True
+        return None
 
     def _rows(self) -> int:
         """How long the list of a bare filter is."""
-        key = SORT_KEYS.get(self.sort, self.sort)
-        if getattr(key, "meta", False):
-            return self.db.execute(f"SELECT count(*) FROM {key.source(bare=True)[0]} WHERE"
-                                   f" {key.pins(self.filter)[0][0]}",
-                                   key.pins(self.filter)[0][1]).fetchone()[0]
         if self.sort in SECTION_SORTS:
             return sum(size for _, size in self._sections())
         if self.filter.under is not None:
             return sum(self.db.execute(
                 "SELECT coalesce(sum(files), 0) FROM folder WHERE root = ? AND key >= ?"
                 " AND key < ?", part).fetchone()[0] for part in self.filter.under)
-        if getattr(key, "by_kind", False):
-            marks = ",".join("?" * len(self.filter.kinds))
-            return self.db.execute("SELECT coalesce(sum(files), 0) FROM tally WHERE kind IN"
-                                   f" ({marks})", self.filter.kinds).fetchone()[0]
-        if getattr(key, "pin", None):
-            return self.db.execute("SELECT coalesce(sum(files), 0) FROM tally f WHERE"
-                                   f" {key.pin[0]}", key.pin[1]).fetchone()[0]
         return sum(root.files + root.missing for root in self.filter.roots.values())
 
     # -- an index --------------------------------------------------------------------------------
@@ -14049,10 +14090,8 @@ class FarPlace:
         return dict(rows.fetchall())
 
 
-def bare_filter(filter_: FileFilter, roots: dict, sort) -> FileFilter:
+def bare_filter(filter_: FileFilter, sort: str) -> FileFilter:
     """The same without what is asked of single rows. What the list is ordered by stays limited."""
-    if sort != "path" and sort not in SECTION_SORTS:
-        return FileFilter(dict(roots), kinds=filter_.kinds)
     every = FileFilter(dict(filter_.roots), all_roots=filter_.all_roots)
     if not every.all_roots:
         every.add(f"d.root IN ({','.join('?' * len(every.roots))})", *every.roots)
@@ -14328,7 +14367,7 @@ def changes_page(db, words: dict, body: dict) -> dict:
 
 FACET_TIME_S = 0.08  # how long rows are counted before what is left is estimated
 FACET_TIME_MOST_S = 10.0
-SAMPLE_BLOCK = 500
+LEAST_BLOCKS = 60  # however slow the machine is
 SAMPLE_DIGITS = 2  # of an estimate
 WEEK_S = 7 * 86400
 FACET_COLUMNS = {
@@ -14378,15 +14417,6 @@ def rounded(number: float) -> int:
         return 0
     unit = 10 ** max(0, math.floor(math.log10(number)) + 1 - SAMPLE_DIGITS)
     return round(number / unit) * unit
-
-
-def spread_out(count: int):
-    """The numbers below `count`, each once, such that any first part of them lies all over."""
-    step = max(1, round(count * 0.618))
-    while math.gcd(step, count) != 1:
-        step += 1
-    for number in range(count):
-        yield number * step % count
 
 
 def patience_of(body: dict) -> float:
@@ -14477,19 +14507,14 @@ class FacetCounts:
         return counts.told(keys, self._look_around(filter_, told, meta, counts))
 
     def _look_around(self, filter_: FileFilter, told: str, meta: bool, counts: FacetSums) -> float:
-        """Rows are taken in blocks; how many times as many files the catalogue has as were seen."""
-        last = self.db.execute("SELECT value FROM counter WHERE name = 'file'").fetchone()[0]
-        blocks = -(-last // SAMPLE_BLOCK)
-        source = "file f JOIN folder d ON d.id = f.folder"
+        """How many times as many files the catalogue has as were looked at."""
         end_at = time.monotonic() + self.patience_s
-        for seen, block in enumerate(spread_out(blocks), 1):
-            condition = f"f.id > {block * SAMPLE_BLOCK} AND f.id <= {(block + 1) * SAMPLE_BLOCK}"
-            limited = narrowed(filter_, condition)
-            for row in self.pages.matching(limited, [(source, ())], told, meta):
+        for blocks, (part, rows) in enumerate(sampled_rows(self.pages, filter_, told, meta), 1):
+            for row in rows:
                 counts.add(row)
-            if seen < blocks and time.monotonic() > end_at:
+            if part < 1 and blocks >= LEAST_BLOCKS and time.monotonic() > end_at:
                 self.approximate = True
-                return blocks / seen
+                return 1 / part
         return 1.0
 
     # -- showing ---------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import time
 from .catalog_files import FilePages
 from .catalog_filter import RESOLUTION_SQL, FileFilter, FilterError
 from .catalog_propose import MANY_FILES, proposed_files
+from .catalog_sample import sampled_rows
 from .catalog_schema import (
     FACET_AUDIO_CODEC,
     FACET_CONTAINER,
@@ -24,13 +25,12 @@ from .catalog_schema import (
     RESOLUTION_CLASSES,
     STATE_MISSING,
 )
-from .catalog_sections import narrowed
 from .catalog_tallies import WEEK_NS
 from .catalog_tokens import page_limit
 
 FACET_TIME_S = 0.08  # how long rows are counted before what is left is estimated
 FACET_TIME_MOST_S = 10.0
-SAMPLE_BLOCK = 500
+LEAST_BLOCKS = 60  # however slow the machine is
 SAMPLE_DIGITS = 2  # of an estimate
 WEEK_S = 7 * 86400
 FACET_COLUMNS = {
@@ -80,15 +80,6 @@ def rounded(number: float) -> int:
         return 0
     unit = 10 ** max(0, math.floor(math.log10(number)) + 1 - SAMPLE_DIGITS)
     return round(number / unit) * unit
-
-
-def spread_out(count: int):
-    """The numbers below `count`, each once, such that any first part of them lies all over."""
-    step = max(1, round(count * 0.618))
-    while math.gcd(step, count) != 1:
-        step += 1
-    for number in range(count):
-        yield number * step % count
 
 
 def patience_of(body: dict) -> float:
@@ -179,19 +170,14 @@ class FacetCounts:
         return counts.told(keys, self._look_around(filter_, told, meta, counts))
 
     def _look_around(self, filter_: FileFilter, told: str, meta: bool, counts: FacetSums) -> float:
-        """Rows are taken in blocks; how many times as many files the catalogue has as were seen."""
-        last = self.db.execute("SELECT value FROM counter WHERE name = 'file'").fetchone()[0]
-        blocks = -(-last // SAMPLE_BLOCK)
-        source = "file f JOIN folder d ON d.id = f.folder"
+        """How many times as many files the catalogue has as were looked at."""
         end_at = time.monotonic() + self.patience_s
-        for seen, block in enumerate(spread_out(blocks), 1):
-            condition = f"f.id > {block * SAMPLE_BLOCK} AND f.id <= {(block + 1) * SAMPLE_BLOCK}"
-            limited = narrowed(filter_, condition)
-            for row in self.pages.matching(limited, [(source, ())], told, meta):
+        for blocks, (part, rows) in enumerate(sampled_rows(self.pages, filter_, told, meta), 1):
+            for row in rows:
                 counts.add(row)
-            if seen < blocks and time.monotonic() > end_at:
+            if part < 1 and blocks >= LEAST_BLOCKS and time.monotonic() > end_at:
                 self.approximate = True
-                return blocks / seen
+                return 1 / part
         return 1.0
 
     # -- showing ---------------------------------------------------------------------------------

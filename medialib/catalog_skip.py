@@ -2,8 +2,8 @@
 
 The page's scroll bar needs this; everything else goes from page to page by `next`. Near places are
 walked to; far ones are counted in the sort's own index, or in the folders' own totals. Where what
-is filtered cannot be counted in time, the place is found in the list without the filter, at the
-same share of its length: rows are then about where they should be, and still in order.
+is filtered cannot be counted in time, the place is found at the same share of a sample, or of the
+list without the filter: rows are then about where they should be, and still in order.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from .catalog_by_path import PathWalk, folder_end_token, path_token
 from .catalog_filter import FileFilter, FilterError
 from .catalog_places import SORT_KEYS
 from .catalog_propose import proposed_files
+from .catalog_sample import sampled_rows
 from .catalog_sections import SECTION_FIELDS, SECTION_SORTS, SectionWalk
 from .catalog_tokens import decode_token, encode_token
 from .sqlite_store import sqlite3
@@ -21,7 +22,8 @@ from .sqlite_store import sqlite3
 SKIP_MOST = 1 << 40
 SKIP_NEAR = 5000
 SKIP_TIME_S = 0.5
-SHARE_TIME_S = 3.0
+SAMPLE_BLOCKS = 80
+SAMPLE_LEAST = 40
 SKIP_STEPS = 20_000  # SQLite asks after so many steps whether it is to stop
 
 
@@ -83,36 +85,45 @@ class FarPlace:
         return self._in_index(time_s)
 
     def _shared(self) -> tuple | None:
-        """The place at the same share of the list without the filter."""
-        every = bare_filter(self.filter, self.pages.reader.roots, self.sort)
+        """The place at the same share of a list that can be counted."""
+        share = min(1.0, self.skip / self.of)
+        if self.sort != "path" and self.sort not in SECTION_SORTS:
+            return self._sampled(share)
+        every = bare_filter(self.filter, self.sort)
         place = FarPlace(self.pages, every, self.sort, self.order, {}, 0)
         total = place._rows()
-        place.skip = min(self.skip, self.of) * total // self.of
+        place.skip = int(share * total)
         if not 0 < place.skip < total:
             return None
-        found = place._counted(SHARE_TIME_S)
+        found = place._counted(SKIP_TIME_S)
         return None if found is None or found[0] is None else (found[0], True)
+
+    def _sampled(self, share: float) -> tuple | None:
+        """The place at that share of some rows that match; of any rows, where few of them do."""
+        key = SORT_KEYS.get(self.sort, self.sort)
+        for filter_ in (self.filter, FileFilter(dict(self.pages.reader.roots))):
+            found: list = []
+            meta = filter_.needs_meta or key.meta
+            for blocks, (_, rows) in enumerate(
+                    sampled_rows(self.pages, filter_, key.column, meta), 1):
+                found += [(key.key_of(row[0]), row[1], row[0]) for row in rows
+                          if row[0] is not None]
+                if blocks >= SAMPLE_BLOCKS:
+                    break
+            if len(found) >= SAMPLE_LEAST:
+                found.sort(reverse=self.order == "desc")
+                _, number, value = found[min(len(found) - 1, int(share * len(found)))]
+                return encode_token(value, number), True
+        return None
 
     def _rows(self) -> int:
         """How long the list of a bare filter is."""
-        key = SORT_KEYS.get(self.sort, self.sort)
-        if getattr(key, "meta", False):
-            return self.db.execute(f"SELECT count(*) FROM {key.source(bare=True)[0]} WHERE"
-                                   f" {key.pins(self.filter)[0][0]}",
-                                   key.pins(self.filter)[0][1]).fetchone()[0]
         if self.sort in SECTION_SORTS:
             return sum(size for _, size in self._sections())
         if self.filter.under is not None:
             return sum(self.db.execute(
                 "SELECT coalesce(sum(files), 0) FROM folder WHERE root = ? AND key >= ?"
                 " AND key < ?", part).fetchone()[0] for part in self.filter.under)
-        if getattr(key, "by_kind", False):
-            marks = ",".join("?" * len(self.filter.kinds))
-            return self.db.execute("SELECT coalesce(sum(files), 0) FROM tally WHERE kind IN"
-                                   f" ({marks})", self.filter.kinds).fetchone()[0]
-        if getattr(key, "pin", None):
-            return self.db.execute("SELECT coalesce(sum(files), 0) FROM tally f WHERE"
-                                   f" {key.pin[0]}", key.pin[1]).fetchone()[0]
         return sum(root.files + root.missing for root in self.filter.roots.values())
 
     # -- an index --------------------------------------------------------------------------------
@@ -242,10 +253,8 @@ class FarPlace:
         return dict(rows.fetchall())
 
 
-def bare_filter(filter_: FileFilter, roots: dict, sort) -> FileFilter:
+def bare_filter(filter_: FileFilter, sort: str) -> FileFilter:
     """The same without what is asked of single rows. What the list is ordered by stays limited."""
-    if sort != "path" and sort not in SECTION_SORTS:
-        return FileFilter(dict(roots), kinds=filter_.kinds)
     every = FileFilter(dict(filter_.roots), all_roots=filter_.all_roots)
     if not every.all_roots:
         every.add(f"d.root IN ({','.join('?' * len(every.roots))})", *every.roots)

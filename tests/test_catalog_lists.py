@@ -10,9 +10,11 @@ import pytest
 
 from medialib import catalog_files, catalog_propose, catalog_skip
 from medialib.catalog import Catalog
-from medialib.catalog_facets import FACET_COLUMNS, FacetCounts, rounded, spread_out
+from medialib.catalog_facets import FACET_COLUMNS, FacetCounts, rounded
 from medialib.catalog_files import SORT_NAMES, FilePages
 from medialib.catalog_filter import FilterError
+from medialib.catalog_sample import spread_out
+from medialib.catalog_skip import FarPlace
 from medialib.host_agents import AgentPresence
 from medialib.ingest import Ingest
 
@@ -169,7 +171,7 @@ def check_jumps(catalog, sort, filter_, near, order) -> None:
 @pytest.mark.parametrize("sort", SORT_NAMES)
 def test_a_place_that_cannot_be_counted_is_about_right(catalog, way, sort, monkeypatch):
     monkeypatch.setattr(catalog_skip, "SKIP_NEAR", 0)
-    monkeypatch.setattr(catalog_skip, "SKIP_TIME_S", 0.0)
+    monkeypatch.setattr(FarPlace, "_in_index", lambda *_: None)
     for filter_ in ({"q": "e"}, {"size": {"min": 100}}, {"agent": "b", "q": "e"}):
         rows = [row["id"] for row in whole_list(catalog, 1000, sort=sort, filter=filter_)]
         skip = len(rows) // 2
@@ -214,7 +216,7 @@ def test_counts_are_those_of_the_rows(catalog, way, filter_):
 
 
 def test_what_was_not_reached_is_estimated(catalog, monkeypatch):
-    monkeypatch.setattr("medialib.catalog_facets.SAMPLE_BLOCK", 20)
+    monkeypatch.setattr("medialib.catalog_sample.SAMPLE_BLOCK", 5)
     answer = counts(catalog, filter={"size": {"min": 300}}, keys=["kind"], patience_s=1e-9)
     rows = whole_list(catalog, 1000, sort="name", filter={"size": {"min": 300}})
     assert answer["approximate"]

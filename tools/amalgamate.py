@@ -37,7 +37,7 @@ SERVER = [
     "host_agents", "catalog_agents", "host_upkeep", "ingest_records", "ingest_repeats",
     "catalog_filter", "catalog_folders", "catalog_tokens",
     "catalog_copies", "catalog_propose", "catalog_words", "catalog_places", "catalog_by_path",
-    "catalog_sections", "catalog_skip", "catalog_files", "catalog_changes",
+    "catalog_sections", "catalog_sample", "catalog_skip", "catalog_files", "catalog_changes",
     "catalog_facets", "catalog_same_folders",
     "ingest", "local_scan", "web_assets", "catalog_forget", "catalog_reclassify", "server_agents",
     "server_events", "server_export", "server_metrics", "server_openapi", "server_routes",
