@@ -74,27 +74,27 @@ here, `there` where in the module: that maps a traceback back.
    13530     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
    13654     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
    13829     10  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
-   13859     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
-   14113     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   14327     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   14368     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   14585     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
-   14816     37  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   15235     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   15347      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   15388      1  medialib/web/: The files of the web UI.
-   19600     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   19699     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   19770     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   19942     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   20030     17  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   20167      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   20248      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   20291     45  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   20590     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
-   20615     39  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+   13860     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
+   14114     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   14328     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   14369     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   14586     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   14817     37  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   15236     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   15348      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   15389      1  medialib/web/: The files of the web UI.
+   19601     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   19700     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   19771     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   19943     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   20031     17  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   20168      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   20249      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   20292     45  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   20591     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
+   20616     39  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: f992cf6925dbea0fd155753c3b77fef5353f5af02eb585cdbbc431dc7bbe93df
+# sha256 of all below this line: d90c14933661240781a8bd493337b74b6875b6e169f13393937aa21d84f64c4a
 
 from __future__ import annotations
 
@@ -13844,7 +13844,8 @@ def sampled_rows(pages, filter_: FileFilter, columns: str, meta: bool):
     """
     last = pages.db.execute("SELECT value FROM counter WHERE name = 'file'").fetchone()[0]
     blocks = -(-last // SAMPLE_BLOCK)
-    source = [("file f JOIN folder d ON d.id = f.folder", ())]
+    # By number, whatever index the filter would have: each would be read through for every block.
+    source = [("file f NOT INDEXED CROSS JOIN folder d ON d.id = f.folder", ())]
     for seen, block in enumerate(spread_out(blocks), 1):
         inside = narrowed(filter_, f"f.id > {block * SAMPLE_BLOCK}"
                                    f" AND f.id <= {(block + 1) * SAMPLE_BLOCK}")
