@@ -167,6 +167,26 @@ def strace(call: str, *, path=None, trace="", output="/dev/null", **injected) ->
             "-e", f"trace={trace or call}", "-e", f"inject={inject}"]
 
 
+@contextlib.contextmanager
+def attached(program, call: str, **injected):
+    """strace on a running program, so that only what it does from now on is counted."""
+    pid = program.process.pid
+    tracer = subprocess.Popen([*strace(call, **injected), "-p", str(pid)],
+                              stdin=subprocess.DEVNULL, start_new_session=True)
+    try:
+        support.wait_until(lambda: is_traced(pid), 20, "strace to be attached")
+        yield
+    finally:
+        tracer.kill()
+        tracer.wait()
+
+
+def is_traced(pid: int) -> bool:
+    """All of its threads, which strace takes one after the other."""
+    tasks = list(Path(f"/proc/{pid}/task").glob("*/status"))
+    return all("\nTracerPid:\t0\n" not in task.read_text() for task in tasks)
+
+
 def counting(folder: Path, *calls: str) -> list:
     """The prefix that writes each thread's calls of these kinds to a file of its own."""
     support.need("strace")

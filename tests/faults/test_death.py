@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
-import subprocess
 import time
-from pathlib import Path
 
 import pytest
 
@@ -239,26 +236,6 @@ def test_killed_during_the_very_first_start(world, number):
     world.exact(host, "box", one.root)
 
 
-@contextlib.contextmanager
-def attached(program, call: str, number: int):
-    """strace on a running program, so that only what it does from now on is counted."""
-    tracer = subprocess.Popen(
-        [*strace(call, signal="KILL", when=number), "-p", str(program.process.pid)],
-        stdin=subprocess.DEVNULL, start_new_session=True)
-    try:
-        support.wait_until(lambda: is_traced(program.process.pid), 20, "strace to be attached")
-        yield
-    finally:
-        tracer.kill()
-        tracer.wait()
-
-
-def is_traced(pid: int) -> bool:
-    """All of its threads, which strace takes one after the other."""
-    tasks = list(Path(f"/proc/{pid}/task").glob("*/status"))
-    return all("\nTracerPid:\t0\n" not in task.read_text() for task in tasks)
-
-
 def test_killed_while_the_cache_is_compacted(world):
     """In VACUUM itself: the idle agent writes nothing else."""
     one = world.tree("first", 60, 0)
@@ -269,7 +246,7 @@ def test_killed_while_the_cache_is_compacted(world):
         agent.start()
         support.wait_until(lambda: is_idle(agent), 40, "an idle agent")
         world.exact(host, "box", one.root, wait_s=harness.SETTLE_S)
-        with attached(agent, "pwrite64", number):
+        with harness.attached(agent, "pwrite64", signal="KILL", when=number):
             died += not answers(agent, "/agent/compact_cache")
             support.wait_until(lambda: not agent.running(), 10, "its death")
         agent.kill()

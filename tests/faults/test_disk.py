@@ -251,6 +251,64 @@ def test_home_fills_up_while_the_agent_runs(world):
         agent.kill()
 
 
+DISK_ERRORS = [("fdatasync", "EIO", 5), ("pwrite64", "ENOSPC", 60), ("pwrite64", "EIO", 60),
+               ("pread64", "EIO", 60), ("ftruncate", "ENOSPC", 1)]
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("call", "error", "step"), harness.either(DISK_ERRORS[:2], DISK_ERRORS))
+def test_host_whose_disk_fails_at_times(world, call, error, step):
+    """Some calls of a running host fail: what gets a 200 all the same is in the catalogue."""
+    host = world.host()
+    refused, everybody = 0, []
+    for first in harness.either([9], [1, 2, 3, 5, 9, 14]):
+        host.start()
+        posters = [harness.Poster(host, f"poster{first}-{number}") for number in range(2)]
+        everybody += posters
+        with harness.attached(host, call, error=error, when=f"{first}+{step}"):
+            for poster in posters:
+                poster.start()
+            time.sleep(4)
+            host.kill()
+        for poster in posters:
+            poster.stop()
+            refused += len(poster.refused)
+            assert all(status in (500, 503, 507) for status, _ in poster.refused), poster.refused
+    host.start()
+    lost = [path for poster in everybody for path in poster.lost()]
+    acknowledged = sum(len(poster.acknowledged) for poster in everybody)
+    harness.figures(call=call, error=error, batches_acknowledged=acknowledged, refused=refused,
+                    records_lost=len(lost))
+    assert lost == []
+    assert host.stop(30) == 0
+    world.sound(host)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("call", "error", "step"), harness.either(DISK_ERRORS[:2], DISK_ERRORS))
+def test_agent_whose_disk_fails_at_times(world, call, error, step):
+    """It may have to leave something over, but says nothing that is not so."""
+    one = world.tree("first", 60, 2)
+    host = world.host().start()
+    agent = world.agent(host, one.root)
+    for first in harness.either([4], [1, 2, 4, 9, 20]):
+        agent.start()
+        support.wait_until(lambda: agent.stats()["seen"] and not agent.stats()["active"], 40)
+        media.random_changes(one, 10)
+        with harness.attached(agent, call, error=error, when=f"{first}+{step}"), \
+                harness.untouched(one.root):
+            for _ in range(3):
+                agent.post("/agent/scan_now")
+                time.sleep(0.7)
+        assert agent.running(), agent.output()[-3000:]
+        assert "Traceback" not in agent.output(), agent.output()[-3000:]
+        agent.post("/agent/scan_now")
+        world.exact(host, "box", one.root, wait_s=harness.SETTLE_S,
+                    context=f"{call} {error} from {first}")
+        world.sound(agent)
+        agent.kill()
+
+
 def test_compacting_on_a_full_disk(world):
     """Refused in words; the cache stays as it was."""
     one = world.tree("first", 100, 1)
