@@ -94,7 +94,7 @@ here, `there` where in the module: that maps a traceback back.
    20591     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
    20616     39  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: d90c14933661240781a8bd493337b74b6875b6e169f13393937aa21d84f64c4a
+# sha256 of all below this line: 9216908796b6cfa73029d9d52c795095e7579af072adfe62d8009b3e4182d6d9
 
 from __future__ import annotations
 
@@ -15813,7 +15813,7 @@ export const COLUMNS = [
   { key: "name", label: "Name", width: 300, fixed: true, node: (row) => name(row.name) },
   { key: "size", label: "Size", width: 92, number: true, first: "desc", text: (row) => bytes(row.size) },
   { key: "mtime", label: "Modified", width: 104, number: true, first: "desc", text: (row) => day(row.mtime) },
-  { key: "kind", label: "Kind", width: 90, node: (row) => kindMark(row.kind) },
+  { key: "kind", label: "Kind", width: 102, node: (row) => kindMark(row.kind) },
   { key: "duration", label: "Duration", width: 88, number: true, first: "desc",
     text: (row) => clock(meta(row, "duration")) },
   { key: "height", label: "Resolution", width: 104, number: true, first: "desc",

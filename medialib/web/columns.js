@@ -26,7 +26,7 @@ export const COLUMNS = [
   { key: "name", label: "Name", width: 300, fixed: true, node: (row) => name(row.name) },
   { key: "size", label: "Size", width: 92, number: true, first: "desc", text: (row) => bytes(row.size) },
   { key: "mtime", label: "Modified", width: 104, number: true, first: "desc", text: (row) => day(row.mtime) },
-  { key: "kind", label: "Kind", width: 90, node: (row) => kindMark(row.kind) },
+  { key: "kind", label: "Kind", width: 102, node: (row) => kindMark(row.kind) },
   { key: "duration", label: "Duration", width: 88, number: true, first: "desc",
     text: (row) => clock(meta(row, "duration")) },
   { key: "height", label: "Resolution", width: 104, number: true, first: "desc",
