@@ -39,17 +39,17 @@ here, `there` where in the module: that maps a traceback back.
     6853     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
     6977     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
     7086     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    7514     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7822     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    8032     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    8384     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    8558     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    8923     15  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
-    8985     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
-    9050     26  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
-    9274     44  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
+    7515     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7823     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    8033     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    8385     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    8559     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    8924     15  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
+    8986     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
+    9051     26  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
+    9275     44  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
 """
-# sha256 of all below this line: 64ed3bb282a8787059a8341ffd016d62495d1199c581bf92cd359435df2690fd
+# sha256 of all below this line: fe5ac0a0b40dc30b9f0a5768824d95eaf8f9f30146a0630c796b6fe461da8fe4
 
 from __future__ import annotations
 
@@ -7191,6 +7191,7 @@ class RootScan:
         elif rows and listing.error is None and files_at_rest(listing, prefix) == set(rows):
             self.stats.seen += len(rows)
             self.stats.unchanged += len(rows)
+            self._account({"unchanged": len(rows)})
         else:
             self._compare_small(listing, folder_id, prefix, bool(rows))
         if not is_new and listing.error is None:

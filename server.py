@@ -39,62 +39,62 @@ here, `there` where in the module: that maps a traceback back.
     6912     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
     7036     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
     7145     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    7573     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7881     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    8091     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    8443     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    8617     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    8982     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
-    9244     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
-    9425     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
-    9754     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
-    9928     32  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
-   10351     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
-   10595     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
-   10727     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
-   10781     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
-   10881     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
-   10979     11  medialib/catalog_show.py: Files as the API shows them.
-   11026     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
-   11240     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
-   11308     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
-   11407     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
-   11667     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
-   11820     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
-   12014     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
-   12143     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
-   12501     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
-   12570     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
-   12863     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
-   12966     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
-   12999     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
-   13156      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
-   13387      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
-   13424      9  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
-   13530     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
-   13654     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
-   13829     10  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
-   13860     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
-   14114     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   14328     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   14369     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   14586     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
-   14817     37  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   15236     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   15348      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   15389      1  medialib/web/: The files of the web UI.
-   19601     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   19700     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   19771     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   19943     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   20031     17  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   20168      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   20249      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   20292     45  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   20591     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
-   20616     39  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+    7574     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7882     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    8092     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    8444     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    8618     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    8983     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
+    9245     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
+    9426     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
+    9755     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
+    9929     32  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
+   10352     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
+   10596     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
+   10728     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
+   10782     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
+   10882     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
+   10980     11  medialib/catalog_show.py: Files as the API shows them.
+   11027     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
+   11241     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
+   11309     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
+   11408     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
+   11668     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
+   11821     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
+   12015     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
+   12144     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
+   12502     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
+   12571     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
+   12864     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
+   12967     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
+   13000     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
+   13157      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
+   13388      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
+   13425      9  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
+   13531     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
+   13655     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
+   13830     10  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
+   13861     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
+   14115     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   14329     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   14370     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   14587     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   14818     37  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   15237     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   15349      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   15390      1  medialib/web/: The files of the web UI.
+   19602     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   19701     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   19772     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   19944     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   20032     17  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   20169      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   20250      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   20293     45  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   20592     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
+   20617     39  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: 9216908796b6cfa73029d9d52c795095e7579af072adfe62d8009b3e4182d6d9
+# sha256 of all below this line: 944dc0330b319249e2fecee65ccdce042176118367320efc88924b2a3593d096
 
 from __future__ import annotations
 
@@ -7250,6 +7250,7 @@ class RootScan:
         elif rows and listing.error is None and files_at_rest(listing, prefix) == set(rows):
             self.stats.seen += len(rows)
             self.stats.unchanged += len(rows)
+            self._account({"unchanged": len(rows)})
         else:
             self._compare_small(listing, folder_id, prefix, bool(rows))
         if not is_new and listing.error is None:

@@ -141,6 +141,7 @@ class RootScan:
         elif rows and listing.error is None and files_at_rest(listing, prefix) == set(rows):
             self.stats.seen += len(rows)
             self.stats.unchanged += len(rows)
+            self._account({"unchanged": len(rows)})
         else:
             self._compare_small(listing, folder_id, prefix, bool(rows))
         if not is_new and listing.error is None:

@@ -121,7 +121,8 @@ def breaking(tree) -> list:
     calls = "getdents64,lstat,newfstatat"
     support.need("strace")
     return ["strace", "-f", "-qqq", "-o", "/dev/null", "-P", str(tree.failing), "-P",
-            str(tree.victim), "-e", f"trace={calls}", "-e", f"inject={calls}:error=EIO"]
+            str(tree.victim), "-P", tree.victim.name, "-e", f"trace={calls}",
+            "-e", f"inject={calls}:error=EIO"]
 
 
 def root_of(host, name: str, path) -> dict:
