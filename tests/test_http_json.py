@@ -473,6 +473,6 @@ def test_headers_hold_no_line_breaks():
 ])
 def test_the_address_to_paste_comes_first(monkeypatch, routed, others, expected):
     answers = iter(routed)
-    monkeypatch.setattr(http_gate, "_route_address", lambda family, target: next(answers, ""))
+    monkeypatch.setattr(http_gate, "_route_address", lambda target: next(answers, ""))
     monkeypatch.setattr(http_gate, "_linux_addresses", lambda: others)
     assert own_addresses() == expected
