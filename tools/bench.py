@@ -4,11 +4,14 @@
     python3 tools/bench.py first                the whole first scan, agent and host
     python3 tools/bench.py table --out FILE     every row, written as a table
     python3 tools/bench.py first --files 10000 --rounds 3
+    python3 tools/bench.py large --rows 5000000
+    python3 tools/bench.py memory --rows 3000000
 
 Contenders run in turn on the same tree and ratios are shown: absolute times say little. It uses
 what is installed and installs nothing; `pip install copyparty blake3 xxhash` into the Python it
-runs with and `apt-get install restic borgbackup ffmpeg` give it everybody to compare with. Every
-run checks that its catalogue is exact.
+runs with and `apt-get install restic borgbackup ffmpeg` give it everybody to compare with. The rows
+that scan a tree compare the catalogue with it file by file when they are done, `probe` compares it
+with ffprobe's own answers; `ingest` and `large` count what they posted.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import json
 import os
 import random
 import shutil
@@ -50,6 +54,7 @@ try:
 except ImportError:
     blake3 = None
 
+NEW_HASH = blake3.blake3 if blake3 else hashlib.sha256
 WALK = """
 import os, sys
 def walk(folder):
@@ -193,7 +198,7 @@ class Bench:
             stores = {tool: self.new(tool) for tool in ("restic", "borg")}
             contenders.update(self.backup_tools(tree, stores, again=True))
             self._compare("unchanged scan", contenders, "copyparty")
-            check_exact(host, tree, blake3.blake3 if blake3 else hashlib.sha256)
+            check_exact(host, tree, NEW_HASH)
 
     # -- ingest ----------------------------------------------------------------------------------
 
@@ -288,11 +293,26 @@ class Bench:
                 "xargs": lambda: run_process(argv),
             }
             costs = in_turn(contenders, self.rounds)
+            self.check_described(host, self.rounds * 120)
         show_ratios("pass 2 on 120 videos, all of both scans", costs, "xargs")
         wall = [(a.wall_s - b.wall_s) / c.wall_s for a, b, c in zip(
             costs["medialib"], costs["medialib without videos"], costs["xargs"])]
         self.note(f"pass 2, 120 videos, {workers} workers",
                   f"{spread(wall)} of xargs (the same scan without videos taken off)")
+
+    def check_described(self, host: Host, wanted: int) -> None:
+        """Every video of every round is described; of some, ffprobe is asked the codec again."""
+        rows = [json.loads(line) for line in
+                host.post("/api/export", b'{"format": "jsonl"}').decode("utf-8").splitlines()]
+        described = [row for row in rows if row["kind"] == "video" and row["metadata"]]
+        if len(described) != wanted:
+            raise BenchError(f"{len(described)} videos are described, {wanted} should be")
+        for row in described[:5]:
+            argv = ["ffprobe", "-v", "error", "-select_streams", "v", "-of", "csv=p=0",
+                    "-show_entries", "stream=codec_name", row["path"]]
+            answer = subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+            if row["metadata"]["video_codec"] != answer.strip():
+                raise BenchError(f"the catalogue is wrong about {row['path']}")
 
     def videos(self, count: int) -> Path:
         """Videos of two seconds whose bytes differ, so that none is a copy of another."""
@@ -320,6 +340,7 @@ class Bench:
                 first = host.scan(tree, agent_data, self.python)
                 again = host.scan(tree, agent_data, self.python)
                 host_mib = host.memory_mib()
+                check_exact(host, tree, NEW_HASH)
             self.note(f"agent on {files} files{' in one folder' if one else ''}",
                       f"{first.memory_mib:.0f} MiB first, {again.memory_mib:.0f} MiB again;"
                       f" {1e6 * first.cpu_s / files:.0f} and {1e6 * again.cpu_s / files:.0f} us of"
@@ -337,6 +358,9 @@ class Bench:
                 print(f"  {done} rows: {rates[-1][0]:.0f} rows/s, {rates[-1][1]:.0f} by processor"
                       f" time, {host.memory_mib():.0f} MiB", flush=True)
             host.wait_until_idle()
+            held = host.call("/api/summary", {})["files"]
+            if held != done:
+                raise BenchError(f"{held} files in the catalogue, {done} were posted")
             size = size_of(host.data / "medialib.db")
             self.note(f"ingest at {done} rows", f"{rates[-1][0] / rates[0][0]:.2f} of the rate at"
                       f" {step}, by processor time {rates[-1][1] / rates[0][1]:.2f};"
@@ -362,15 +386,12 @@ class Bench:
 
     def calls(self, host: Host) -> dict:
         """{name: (path, body)} of the calls that must be quick, made for what the host holds."""
-        folder, last = "/srv/media/agent0/shelf 07", None
-        page = host.call("/api/files", {"limit": 1000, "sort": "size", "order": "desc"})
-        for _ in range(20):  # a token from further in: any page costs the same as another
-            last = page["next"] or last
-            page = host.call("/api/files", {"limit": 1000, "sort": "size", "order": "desc",
-                                            "after": last})
+        folder = "/srv/media/agent0/shelf 07"
+        # A token names a file: where the first page from one end stops, the last of the other is.
+        last = host.call("/api/files", {"limit": 100, "sort": "size", "order": "asc"})["next"]
         return {
             "first page": ("/api/files", {"limit": 100}),
-            "deep page": ("/api/files", {"limit": 100, "sort": "size", "order": "desc",
+            "deepest page": ("/api/files", {"limit": 100, "sort": "size", "order": "desc",
                                          "after": last}),
             "search, rare": ("/api/files", {"limit": 100, "filter": {"q": "00012345"}}),
             "search, common": ("/api/files", {"limit": 100, "filter": {"q": "track"}}),
@@ -378,6 +399,7 @@ class Bench:
             "summary": ("/api/summary", {}),
             "folder": ("/api/folders", {"agent": "bench-0", "path": folder}),
             "largest duplicates": ("/api/duplicates", {"limit": 50}),
+            "facet count": ("/api/facets", {"keys": ["kind"], "filter": {"q": "0007"}}),
         }
 
     def answers(self, host: Host, calls: dict, when: str) -> None:
@@ -410,6 +432,7 @@ class Bench:
                 except OSError:
                     pass  # not listening yet, or not any more
                 time.sleep(0.01)
+            check_exact(host, tree, NEW_HASH)
         if len(times) < 20:
             raise BenchError("the scan was over before enough calls were made: use more --files")
         self.note(f"/agent/stats during a scan, {len(times)} calls",
