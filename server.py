@@ -83,18 +83,18 @@ here, `there` where in the module: that maps a traceback back.
    15237     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
    15349      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
    15390      1  medialib/web/: The files of the web UI.
-   19602     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   19701     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   19772     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   19944     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   20032     17  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   20169      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   20250      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   20293     45  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   20592     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
-   20617     39  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+   19605     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   19704     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   19775     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   19947     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   20035     17  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   20172      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   20253      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   20296     45  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   20595     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
+   20620     39  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: 944dc0330b319249e2fecee65ccdce042176118367320efc88924b2a3593d096
+# sha256 of all below this line: 8a8eb840af471a153f31fdf99aec374abc6737d0e886c0372a5c5650ea19dc9b
 
 from __future__ import annotations
 
@@ -18940,6 +18940,7 @@ kbd { font: .85em var(--mono); border: 1px solid var(--line); border-bottom-widt
 .d-lost { background: #d9443a; }
 @keyframes pulse { 50% { opacity: .35; } }
 .lost { position: fixed; z-index: 20; top: 3.4rem; left: 0; right: 0; padding: .4rem 1rem; text-align: center; background: var(--bad); color: var(--surface); font-weight: 600; }
+body:has(.lost:not([hidden])) :is(.side, main) { margin-top: 2.1rem; }
 .side { border-right: 1px solid var(--line); background: var(--surface); padding: .75rem .6rem; overflow-y: auto; }
 .side ul { list-style: none; display: grid; grid-template-columns: minmax(0, 1fr); gap: .15rem; }
 .side a { display: flex; align-items: center; gap: .6rem; padding: .5rem .6rem; border-radius: 8px; color: var(--text); }
@@ -19291,7 +19292,9 @@ import { el } from "./dom.js";
 
 export function toast(text, kind = "info") {
   const node = el("div", { class: `toast ${kind}` }, text);
-  document.getElementById("toasts").append(node);
+  const toasts = document.getElementById("toasts");
+  for (const other of toasts.querySelectorAll(".toast")) if (other.textContent === text) other.remove();
+  toasts.append(node);
   setTimeout(() => node.remove(), kind === "bad" ? 9000 : 4000);
 }
 

@@ -4,7 +4,9 @@ import { el } from "./dom.js";
 
 export function toast(text, kind = "info") {
   const node = el("div", { class: `toast ${kind}` }, text);
-  document.getElementById("toasts").append(node);
+  const toasts = document.getElementById("toasts");
+  for (const other of toasts.querySelectorAll(".toast")) if (other.textContent === text) other.remove();
+  toasts.append(node);
   setTimeout(() => node.remove(), kind === "bad" ? 9000 : 4000);
 }
 
