@@ -6,50 +6,51 @@ is one module's code, verbatim: low level first, the command line last. `line` i
 here, `there` where in the module: that maps a traceback back.
 
     line  there  section
-     112      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
-     162     13  medialib/late.py: Modules of the standard library that are slow to import and that many runs do not need.
-     198     24  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
-     484     19  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
-     843     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
-    1083     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
-    1429     19  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
-    1743     25  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
-    1946     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
-    1982     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
-    2162     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
-    2395     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2650     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
-    2863     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    3072     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    3213     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3468     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3548     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    3932     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
-    4326     21  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4626     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    4743     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    4877     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
-    5020     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    5438      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5698     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    5984     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6332     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6390     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6533     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    6853     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    6977     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    7086     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    7515     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7823     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    8033     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    8385     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    8559     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    8924     15  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
-    8986     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
-    9051     26  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
-    9275     44  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
+     113      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
+     163     13  medialib/late.py: Modules of the standard library that are slow to import and that many runs do not need.
+     199     24  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
+     485     19  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
+     844     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
+    1084     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
+    1430     19  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
+    1744     25  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
+    1947     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
+    1983     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
+    2163     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
+    2396     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
+    2651     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
+    2864     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    3073     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3214     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3469     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3549     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    3933     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
+    4327     21  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4627     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    4744     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    4878     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
+    5021     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    5439      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5699     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    5985     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6333     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6391     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6534     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    6854     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    6978     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    7087     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    7516     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7824     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    8034     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    8386     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    8560     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    8925     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
+    8955     15  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
+    9017     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
+    9082     26  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
+    9306     45  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
 """
-# sha256 of all below this line: fe5ac0a0b40dc30b9f0a5768824d95eaf8f9f30146a0630c796b6fe461da8fe4
+# sha256 of all below this line: bb4a6ae1ed105dc5500791adb8cf3bfd29b964b794250e8813c55b5b9292e5bf
 
 from __future__ import annotations
 
@@ -8917,6 +8918,36 @@ def listed_name(known: dict) -> str:
 
 
 # =================================================================================================
+# medialib/stop_signals.py, from its line 10
+# Being asked to end: SIGINT, SIGTERM and SIGHUP.
+# =================================================================================================
+
+def catch_stop_signals(caught, stop) -> None:
+    """At each such signal `caught(number)` runs in the main thread, between any two of its steps,
+    and `stop()` in a thread of its own.
+
+    `stop` sets events, and setting one takes its lock: where the main thread was just about to wait
+    for that event, it held the lock itself, and the program hung for ever instead of ending.
+    """
+    reader, writer = os.pipe()  # for as long as the program runs
+    if hasattr(os, "set_blocking"):
+        os.set_blocking(writer, False)
+
+    def handler(number, _frame) -> None:
+        caught(number)
+
+    def watch() -> None:
+        while os.read(reader, 1):
+            stop()
+
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), handler)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    threading.Thread(target=watch, name="signals", daemon=True).start()
+
+
+# =================================================================================================
 # medialib/agent_identity.py, from its line 15
 # Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
 # =================================================================================================
@@ -9268,7 +9299,7 @@ class PlainRoot:
 
 
 # =================================================================================================
-# medialib/agent_cli.py, from its line 44
+# medialib/agent_cli.py, from its line 45
 # The agent's command line: python agent.py HOST [ROOT…].
 # =================================================================================================
 
@@ -9468,15 +9499,12 @@ class AgentProgram:
                               max_json=CONTROL_BODY_BYTES)
 
     def _catch_signals(self, request_stop) -> None:
-        def stop(number, _frame):
+        def caught(number) -> None:
             if self.interrupted is not None:
                 raise KeyboardInterrupt
             self.interrupted = number
-            request_stop()
 
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), stop)
+        catch_stop_signals(caught, request_stop)
 
     def _admit_host(self, gate, service) -> None:
         """Let the host's addresses use the control port; a name may change its address."""

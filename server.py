@@ -6,95 +6,96 @@ is one module's code, verbatim: low level first, the command line last. `line` i
 here, `there` where in the module: that maps a traceback back.
 
     line  there  section
-     171      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
-     221     13  medialib/late.py: Modules of the standard library that are slow to import and that many runs do not need.
-     257     24  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
-     543     19  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
-     902     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
-    1142     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
-    1488     19  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
-    1802     25  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
-    2005     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
-    2041     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
-    2221     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
-    2454     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2709     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
-    2922     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    3131     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    3272     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3527     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3607     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    3991     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
-    4385     21  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4685     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    4802     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    4936     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
-    5079     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    5497      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5757     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    6043     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6391     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6449     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6592     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    6912     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    7036     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    7145     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    7574     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7882     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    8092     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    8444     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    8618     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    8983     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
-    9245     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
-    9426     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
-    9755     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
-    9929     32  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
-   10352     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
-   10596     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
-   10728     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
-   10782     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
-   10882     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
-   10980     11  medialib/catalog_show.py: Files as the API shows them.
-   11027     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
-   11241     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
-   11309     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
-   11408     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
-   11668     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
-   11821     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
-   12015     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
-   12144     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
-   12502     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
-   12571     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
-   12864     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
-   12967     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
-   13000     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
-   13157      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
-   13388      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
-   13425      9  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
-   13531     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
-   13655     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
-   13830     10  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
-   13861     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
-   14115     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   14329     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   14370     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   14587     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
-   14818     37  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   15237     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   15349      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   15390      1  medialib/web/: The files of the web UI.
-   19605     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   19704     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   19775     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   19947     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   20035     17  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   20172      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   20253      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   20296     45  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   20595     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
-   20620     39  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+     172      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
+     222     13  medialib/late.py: Modules of the standard library that are slow to import and that many runs do not need.
+     258     24  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
+     544     19  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
+     903     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
+    1143     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
+    1489     19  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
+    1803     25  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
+    2006     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
+    2042     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
+    2222     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
+    2455     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
+    2710     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
+    2923     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    3132     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3273     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3528     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3608     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    3992     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
+    4386     21  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4686     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    4803     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    4937     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
+    5080     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    5498      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5758     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    6044     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6392     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6450     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6593     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    6913     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    7037     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    7146     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    7575     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7883     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    8093     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    8445     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    8619     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    8984     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
+    9014     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
+    9276     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
+    9457     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
+    9786     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
+    9960     32  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
+   10383     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
+   10627     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
+   10759     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
+   10813     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
+   10913     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
+   11011     11  medialib/catalog_show.py: Files as the API shows them.
+   11058     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
+   11272     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
+   11340     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
+   11439     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
+   11699     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
+   11852     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
+   12046     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
+   12175     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
+   12533     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
+   12602     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
+   12895     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
+   12998     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
+   13031     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
+   13188      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
+   13419      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
+   13456      9  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
+   13562     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
+   13686     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
+   13861     10  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
+   13892     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
+   14146     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   14360     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   14401     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   14618     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   14849     37  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   15268     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   15380      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   15421      1  medialib/web/: The files of the web UI.
+   19636     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   19735     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   19806     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   19978     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   20066     17  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   20203      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   20284      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   20327     45  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   20626     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
+   20651     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: 8a8eb840af471a153f31fdf99aec374abc6737d0e886c0372a5c5650ea19dc9b
+# sha256 of all below this line: 0e8143cff1cfffd9423e89158b32f1116e781955453cc1991dc61accd4bcc434
 
 from __future__ import annotations
 
@@ -8973,6 +8974,36 @@ def add_listed(entry, folders: list, files: list) -> None:
 
 def listed_name(known: dict) -> str:
     return known["name"]
+
+
+# =================================================================================================
+# medialib/stop_signals.py, from its line 10
+# Being asked to end: SIGINT, SIGTERM and SIGHUP.
+# =================================================================================================
+
+def catch_stop_signals(caught, stop) -> None:
+    """At each such signal `caught(number)` runs in the main thread, between any two of its steps,
+    and `stop()` in a thread of its own.
+
+    `stop` sets events, and setting one takes its lock: where the main thread was just about to wait
+    for that event, it held the lock itself, and the program hung for ever instead of ending.
+    """
+    reader, writer = os.pipe()  # for as long as the program runs
+    if hasattr(os, "set_blocking"):
+        os.set_blocking(writer, False)
+
+    def handler(number, _frame) -> None:
+        caught(number)
+
+    def watch() -> None:
+        while os.read(reader, 1):
+            stop()
+
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), handler)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    threading.Thread(target=watch, name="signals", daemon=True).start()
 
 
 # =================================================================================================
@@ -20613,7 +20644,7 @@ def give_large_blocks_back() -> None:
 
 
 # =================================================================================================
-# medialib/server_cli.py, from its line 39
+# medialib/server_cli.py, from its line 40
 # The host's command line: python server.py [ROOT…].
 # =================================================================================================
 
@@ -20785,15 +20816,12 @@ class ServerProgram:
         log.info("stopped")
 
     def _catch_signals(self, stop) -> None:
-        def caught(number, _frame):
+        def caught(number) -> None:
             if self.interrupted is not None:
                 raise KeyboardInterrupt
             self.interrupted = number
-            stop()
 
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), caught)
+        catch_stop_signals(caught, stop)
 
 
 def add_local_roots(catalog: Catalog, roots: list) -> None:

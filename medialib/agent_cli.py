@@ -40,6 +40,7 @@ from .scan_common import to_text
 from .scan_plan import ScanControl
 from .scan_run import absolute_root
 from .sqlite_store import sqlite3
+from .stop_signals import catch_stop_signals
 
 AGENT_LOOPBACK = ("127.0.0.0/8", "::1/128")
 HOST_LOOKUP_S = 60.0
@@ -237,15 +238,12 @@ class AgentProgram:
                               max_json=CONTROL_BODY_BYTES)
 
     def _catch_signals(self, request_stop) -> None:
-        def stop(number, _frame):
+        def caught(number) -> None:
             if self.interrupted is not None:
                 raise KeyboardInterrupt
             self.interrupted = number
-            request_stop()
 
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), stop)
+        catch_stop_signals(caught, request_stop)
 
     def _admit_host(self, gate, service) -> None:
         """Let the host's addresses use the control port; a name may change its address."""

@@ -35,6 +35,7 @@ from .scan_common import to_text
 from .scan_run import absolute_root, merged_roots
 from .server_routes import HostRoutes
 from .sqlite_store import copy_database
+from .stop_signals import catch_stop_signals
 
 SCAN_POLL_S = 0.5
 SCAN_START_S = 30.0
@@ -204,15 +205,12 @@ class ServerProgram:
         log.info("stopped")
 
     def _catch_signals(self, stop) -> None:
-        def caught(number, _frame):
+        def caught(number) -> None:
             if self.interrupted is not None:
                 raise KeyboardInterrupt
             self.interrupted = number
-            stop()
 
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), caught)
+        catch_stop_signals(caught, stop)
 
 
 def add_local_roots(catalog: Catalog, roots: list) -> None:

@@ -25,7 +25,7 @@ SHARED = [
     "http_listener", "http_server", "http_client", "progress", "cache_schema", "cache_changes",
     "cache_outbox", "index_writer", "cache_roots", "agent_cache", "scan_buffer", "scan_plan",
     "hash_window", "root_volume", "root_check", "scan_pipeline", "scan_passes", "scan_run",
-    "delivery", "host_link", "agent_service",
+    "delivery", "host_link", "agent_service", "stop_signals",
 ]
 AGENT = [
     "agent_identity", "agent_routes", "plain_scan", "agent_cli",
