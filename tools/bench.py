@@ -49,6 +49,9 @@ from bench_world import (
     spread,
 )
 
+sys.path.insert(0, str(ROOT))
+from medialib.mounts import describe_root  # noqa: E402 (the package beside this folder)
+
 try:
     import blake3
 except ImportError:
@@ -277,10 +280,12 @@ class Bench:
     # -- ffprobe ---------------------------------------------------------------------------------
 
     def probe(self) -> None:
-        """Pass 2 beside xargs over the same videos."""
+        """Pass 2 beside xargs over the same videos, with as many workers as their disk allows."""
         if not shutil.which("ffprobe") or not shutil.which("ffmpeg"):
             raise BenchError("ffmpeg is not installed here: apt-get install ffmpeg")
-        tree, workers = self.videos(120), 2
+        tree = self.videos(120)
+        # On a disk that seeks, or may, the agent runs one ffprobe at a time whatever it is told.
+        workers = 2 if describe_root(str(tree)).rotational is False else 1
         with Host(self.new("host"), self.python) as host:
             host.call("/api/settings", {"set": {"agent_max_workers": workers,
                                                 "agent_adaptive": False}})
