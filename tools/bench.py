@@ -39,6 +39,7 @@ from bench_world import (
     Cost,
     Host,
     check_exact,
+    check_posted,
     in_turn,
     is_importable,
     make_bodies,
@@ -266,6 +267,7 @@ class Bench:
                 summary = host.call("/api/summary", {})
                 if summary["files"] != 2 * each * agents:
                     raise BenchError(f"{summary['files']} files, {2 * each * agents} were posted")
+                check_posted(host, list(range(agents)), each)
             ratios.append((raw.wall_s / cost.wall_s, raw.cpu_s / cost.cpu_s))
             first.append(each * agents / cost.wall_s)
             again.append((cost.wall_s / repost.wall_s, cost.cpu_s / repost.cpu_s))

@@ -254,6 +254,25 @@ def check_exact(host: Host, tree: Path, new_hash) -> int:
     return len(seen)
 
 
+def check_posted(host: Host, agents: list, rows: int) -> None:
+    """BenchError unless the host holds exactly the records of these agents, each once, both under
+    their own names and under that of older agents at our address.
+    """
+    def said(agent: str, row: dict) -> tuple:
+        return (agent, *(row[key] for key in ("kind", "path", "size", "mtime", "ctime", "inode_key",
+                                              "ext")), tuple(sorted(row["hashes"].items())))
+
+    wanted = {said(name, record) for number in agents for record in make_records(number, 0, rows)
+              for name in (f"bench-{number}", "addr:127.0.0.1")}
+    for line in host.post("/api/export", b'{"format": "jsonl"}').decode("utf-8").splitlines():
+        row = json.loads(line)
+        if row["state"] != "present" or said(row["agent"]["id"], row) not in wanted:
+            raise BenchError(f"the catalogue should not hold {row['path']} as it does")
+        wanted.remove(said(row["agent"]["id"], row))
+    if wanted:
+        raise BenchError(f"{len(wanted)} rows were posted and are not in the catalogue")
+
+
 # Ratios
 
 def show_ratios(title: str, costs: dict, base: str) -> dict:
