@@ -95,7 +95,7 @@ here, `there` where in the module: that maps a traceback back.
    20626     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
    20651     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: 0e8143cff1cfffd9423e89158b32f1116e781955453cc1991dc61accd4bcc434
+# sha256 of all below this line: 39c40ce5e5d58717c0a7102abae1ea7d678f71a19e91397565e9e203477b7518
 
 from __future__ import annotations
 
@@ -13118,7 +13118,7 @@ class DuplicatePages:
             raise FilterError("filter must be an object")
         limit, after = page_limit(body, 50, highest), body.get("after")
         state = body.get("state")
-        if state is not None and state not in GROUP_STATES:
+        if state is not None and not (isinstance(state, str) and state in GROUP_STATES):
             raise FilterError("state must be confirmed or candidate")
         filter_ = self.reader.read(raw_filter)
         groups, looked_at, last = [], 0, None
@@ -20128,7 +20128,7 @@ class Export:
         self.same_folders = same_folders
         self.body = body
         self.format = body.get("format", "csv")
-        if self.format not in EXPORT_TYPES:
+        if not isinstance(self.format, str) or self.format not in EXPORT_TYPES:
             raise FilterError("format must be csv or jsonl")
         self.what = body.get("what", "files")
         if self.what not in EXPORT_WHATS:

@@ -110,7 +110,7 @@ class DuplicatePages:
             raise FilterError("filter must be an object")
         limit, after = page_limit(body, 50, highest), body.get("after")
         state = body.get("state")
-        if state is not None and state not in GROUP_STATES:
+        if state is not None and not (isinstance(state, str) and state in GROUP_STATES):
             raise FilterError("state must be confirmed or candidate")
         filter_ = self.reader.read(raw_filter)
         groups, looked_at, last = [], 0, None

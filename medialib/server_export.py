@@ -79,7 +79,7 @@ class Export:
         self.same_folders = same_folders
         self.body = body
         self.format = body.get("format", "csv")
-        if self.format not in EXPORT_TYPES:
+        if not isinstance(self.format, str) or self.format not in EXPORT_TYPES:
             raise FilterError("format must be csv or jsonl")
         self.what = body.get("what", "files")
         if self.what not in EXPORT_WHATS:
