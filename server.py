@@ -6,96 +6,97 @@ is one module's code, verbatim: low level first, the command line last. `line` i
 here, `there` where in the module: that maps a traceback back.
 
     line  there  section
-     172      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
-     222     13  medialib/late.py: Modules of the standard library that are slow to import and that many runs do not need.
-     258     24  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
-     544     19  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
-     903     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
-    1143     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
-    1489     19  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
-    1803     25  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
-    2006     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
-    2042     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
-    2222     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
-    2455     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2710     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
-    2923     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    3132     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    3273     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3528     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3608     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    3992     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
-    4386     21  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4686     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    4803     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    4937     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
-    5080     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    5498      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5758     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    6044     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6392     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6450     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6593     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    6913     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    7037     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    7146     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    7575     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7883     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    8093     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    8445     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    8619     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    8984     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
-    9014     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
-    9276     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
-    9457     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
-    9786     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
-    9960     32  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
-   10383     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
-   10627     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
-   10759     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
-   10813     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
-   10913     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
-   11011     11  medialib/catalog_show.py: Files as the API shows them.
-   11058     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
-   11272     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
-   11340     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
-   11439     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
-   11699     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
-   11852     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
-   12046     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
-   12175     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
-   12533     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
-   12602     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
-   12895     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
-   12998     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
-   13031     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
-   13188      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
-   13419      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
-   13456      9  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
-   13562     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
-   13686     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
-   13861     10  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
-   13892     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
-   14146     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   14360     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   14401     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   14618     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
-   14849     37  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   15268     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   15380      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   15421      1  medialib/web/: The files of the web UI.
-   19636     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   19735     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   19806     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   19978     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   20066     17  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   20203      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   20284      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   20327     45  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   20626     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
-   20651     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+     173      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
+     223     13  medialib/late.py: Modules of the standard library that are slow to import and that many runs do not need.
+     259     24  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
+     545     19  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
+     904     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
+    1144     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
+    1490     19  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
+    1804     25  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
+    2007     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
+    2043     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
+    2223     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
+    2456     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
+    2711     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
+    2924     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    3133     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3274     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3529     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3609     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    3993     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
+    4387     21  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4687     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    4804     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    4938     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
+    5081     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    5499      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5759     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    6045     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6393     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6451     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6594     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    6914     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    7038     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    7147     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    7576     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7884     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    8094     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    8446     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    8620     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    8985     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
+    9015     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
+    9277     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
+    9458     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
+    9787     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
+    9961     32  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
+   10384     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
+   10628     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
+   10760     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
+   10814     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
+   10914     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
+   11012     11  medialib/catalog_show.py: Files as the API shows them.
+   11059     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
+   11273     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
+   11341     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
+   11440     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
+   11700     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
+   11853     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
+   12047     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
+   12176     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
+   12534     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
+   12603     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
+   12896     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
+   12999     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
+   13032     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
+   13189      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
+   13420      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
+   13457      9  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
+   13563     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
+   13687     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
+   13862     10  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
+   13893     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
+   14147     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   14361     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   14402     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   14619     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   14850     15  medialib/ingest_outline.py: The outline of what agents send: who speaks, of which root, how much; all but the records.
+   14973     44  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   15276     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   15388      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   15429      1  medialib/web/: The files of the web UI.
+   19644     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   19743     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   19814     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   19986     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   20074     17  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   20211      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   20292      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   20335     45  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   20634     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
+   20659     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: 39c40ce5e5d58717c0a7102abae1ea7d678f71a19e91397565e9e203477b7518
+# sha256 of all below this line: 4e165b9bf4368be006cccafc5a518d577f387279b8eeb265df25bcca0c45d0b0
 
 from __future__ import annotations
 
@@ -14842,14 +14843,12 @@ class SameFolders:
 
 
 # =================================================================================================
-# medialib/ingest.py, from its line 37
-# What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+# medialib/ingest_outline.py, from its line 15
+# The outline of what agents send: who speaks, of which root, how much; all but the records.
 # =================================================================================================
 
 BATCH_FILES = 50_000
 BATCH_TEXT = 200
-BATCHES_KEPT = 2000
-REJECTED_KEPT = 1000
 REV_MAX = (1 << 63) - 1
 AGENT_ID = re.compile(r"[0-9A-Za-z._:@+-]{1,100}")
 ADDRESS_AGENT = "addr:"  # agents that do not say who they are
@@ -14944,6 +14943,35 @@ def agent_of(body: dict, peer: str | None) -> tuple:
     if instance is not None and (not is_clean_text(instance) or len(instance) > BATCH_TEXT):
         raise bad_batch("agent.instance must be a short text")
     return agent_id, name, instance
+
+
+def hello_roots(agent: dict) -> list | None:
+    """The roots an agent reports, those that are well-formed; None when it says nothing of them.
+
+    Two at one path are two roots: the disk that is there, and the one whose place it took.
+    """
+    roots = agent.get("roots")
+    if not isinstance(roots, list):
+        return None
+    found = {}
+    for raw in roots[:HELLO_ROOTS]:
+        if not isinstance(raw, dict) or not is_clean_text(raw.get("path")):
+            continue
+        path = normal_root_path(raw["path"])
+        if is_absolute_text(path):
+            key = (path, str(raw.get("volume")), str(raw.get("volume_path")))
+            if key not in found or raw.get("state") != "offline":
+                found[key] = {**raw, "path": path}
+    return list(found.values())
+
+
+# =================================================================================================
+# medialib/ingest.py, from its line 44
+# What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+# =================================================================================================
+
+BATCHES_KEPT = 2000
+REJECTED_KEPT = 1000
 
 
 class Ingest:
@@ -15163,26 +15191,6 @@ class Ingest:
                 return None, None
             root = read_agent_root(db, agent, path, volume, volume_path, "volume" in body)
             return (root.id if root else None), agent.id
-
-
-def hello_roots(agent: dict) -> list | None:
-    """The roots an agent reports, those that are well-formed; None when it says nothing of them.
-
-    Two at one path are two roots: the disk that is there, and the one whose place it took.
-    """
-    roots = agent.get("roots")
-    if not isinstance(roots, list):
-        return None
-    found = {}
-    for raw in roots[:HELLO_ROOTS]:
-        if not isinstance(raw, dict) or not is_clean_text(raw.get("path")):
-            continue
-        path = normal_root_path(raw["path"])
-        if is_absolute_text(path):
-            key = (path, str(raw.get("volume")), str(raw.get("volume_path")))
-            if key not in found or raw.get("state") != "offline":
-                found[key] = {**raw, "path": path}
-    return list(found.values())
 
 
 def by_implicit_root(changes, agent, records: list):

@@ -39,7 +39,8 @@ SERVER = [
     "catalog_copies", "catalog_propose", "catalog_words", "catalog_places", "catalog_by_path",
     "catalog_sections", "catalog_sample", "catalog_skip", "catalog_files", "catalog_changes",
     "catalog_facets", "catalog_same_folders",
-    "ingest", "local_scan", "web_assets", "catalog_forget", "catalog_reclassify", "server_agents",
+    "ingest_outline", "ingest", "local_scan", "web_assets", "catalog_forget",
+    "catalog_reclassify", "server_agents",
     "server_events", "server_export", "server_metrics", "server_openapi", "server_routes",
     "allocator", "server_cli",
 ]
