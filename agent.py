@@ -6,51 +6,52 @@ is one module's code, verbatim: low level first, the command line last. `line` i
 here, `there` where in the module: that maps a traceback back.
 
     line  there  section
-     113      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
-     163     13  medialib/late.py: Modules of the standard library that are slow to import and that many runs do not need.
-     199     24  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
-     485     19  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
-     844     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
-    1084     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
-    1430     19  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
-    1744     25  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
-    1947     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
-    1983     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
-    2163     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
-    2396     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2651     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
-    2864     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    3073     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    3214     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3469     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3549     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    3933     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
-    4327     21  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4627     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    4744     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    4878     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
-    5021     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    5439      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5699     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    5985     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6333     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6391     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6534     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    6854     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    6978     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    7087     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    7516     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7824     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    8034     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    8386     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    8560     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    8925     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
-    8955     15  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
-    9017     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
-    9082     26  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
-    9306     45  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
+     114      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
+     164     13  medialib/late.py: Modules of the standard library that are slow to import and that many runs do not need.
+     200     24  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
+     486     19  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
+     845     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
+    1085     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
+    1431     19  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
+    1745     25  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
+    1948     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
+    1984     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
+    2164     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
+    2397     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
+    2652     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
+    2865     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    3074     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3215     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3470     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3550     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    3934     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
+    4328     21  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4628     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    4745     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    4879     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
+    5022     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
+    5109     19  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    5446      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5706     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    5992     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6340     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6398     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6541     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    6861     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    6985     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    7094     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    7523     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7831     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    8041     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    8393     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    8567     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    8932     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
+    8962     15  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
+    9024     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
+    9089     26  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
+    9313     45  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
 """
-# sha256 of all below this line: bb4a6ae1ed105dc5500791adb8cf3bfd29b964b794250e8813c55b5b9292e5bf
+# sha256 of all below this line: 8eac29111f26ec8195a4948f2dcf7036a944c2ef4353d85fc8c08d63f481e376
 
 from __future__ import annotations
 
@@ -5014,13 +5015,9 @@ class KnownContent(NamedTuple):
 
 
 # =================================================================================================
-# medialib/cache_outbox.py, from its line 18
-# What is not delivered yet, in order, and what the host has acknowledged.
+# medialib/cache_batch.py, from its line 10
+# One batch for the host, and its records as the JSON texts that go over the wire.
 # =================================================================================================
-
-OUTBOX_MAX_ROWS = 2000
-OUTBOX_MAX_BYTES = 64 << 20
-BATCH_MAX_BYTES = 4 << 20
 
 RECORD_COLUMNS = (
     "rev, path, inode_key, size, mtime, ctime, probed, hashed, hash_algo, hash_sample_size,"
@@ -5059,6 +5056,59 @@ class Batch:
 
     def phase(self) -> int:
         return 2 if self.files and self.described == len(self.files) else 1
+
+
+def record_text(row: tuple, path: str, more: str) -> str:
+    """A row (RECORD_COLUMNS) as the JSON text of `record_of`, under the path the host knows.
+
+    Written out by hand, since this is done for every file: a dict and json.dumps take four times
+    as long. `more` are further members. Metadata is JSON text in the cache already.
+    """
+    (_, _, identity, size, mtime, ctime, probed, hashed, algo, sample_size, sample, full, _, kind,
+     reason, _, metadata) = row
+    quote = encode_basestring_ascii
+    if kind == "junk" and reason:
+        more = f',"reason":{quote(reason)}{more}'
+    if probed and metadata:
+        more = f',"metadata":{metadata}{more}'
+    if hashed:
+        more = (f',"hashes":{{"algo":{quote(algo)},"sample_size":{sample_size:d},"sample_hash":'
+                f'{quote(sample)},"full_hash":{quote(full) if full else "null"}}}{more}')
+    return (f'{{"kind":{quote(kind)},"path":{quote(path)},"size":{size:d},'
+            f'"mtime":{"null" if mtime is None else mtime},'
+            f'"ctime":{"null" if ctime is None else ctime},'
+            f'"inode_key":{quote(identity)},"ext":{quote(ext_of(name_of(path)))}{more}}}')
+
+
+def batch_text(outline: dict, files: list) -> str:
+    """The JSON text of a batch from its other members and the texts of its records."""
+    head = json.dumps(outline, allow_nan=False, separators=(",", ":"))
+    return f'{head[:-1]},"files":[{",".join(files)}]}}'
+
+
+def records_of_texts(files: list) -> list:
+    """The records of a batch as dicts, for those who take no text."""
+    return json.loads(f"[{','.join(files)}]")
+
+
+def root_wire_path(root, path: str) -> str:
+    """The absolute path the host knows: that of the index, or of a parked root's last place."""
+    if not root.parked:
+        return path
+    prefix = root.prefix()
+    if not path.startswith(prefix):
+        return path
+    return f"{root.path.rstrip('/')}/{path[len(prefix):]}"
+
+
+# =================================================================================================
+# medialib/cache_outbox.py, from its line 19
+# What is not delivered yet, in order, and what the host has acknowledged.
+# =================================================================================================
+
+OUTBOX_MAX_ROWS = 2000
+OUTBOX_MAX_BYTES = 64 << 20
+BATCH_MAX_BYTES = 4 << 20
 
 
 class Outbox:
@@ -5384,51 +5434,8 @@ class Outbox:
         return total + self.store.one("SELECT count(*) FROM outbox WHERE rev < 0")[0]
 
 
-def record_text(row: tuple, path: str, more: str) -> str:
-    """A row (RECORD_COLUMNS) as the JSON text of `record_of`, under the path the host knows.
-
-    Written out by hand, since this is done for every file: a dict and json.dumps take four times
-    as long. `more` are further members. Metadata is JSON text in the cache already.
-    """
-    (_, _, identity, size, mtime, ctime, probed, hashed, algo, sample_size, sample, full, _, kind,
-     reason, _, metadata) = row
-    quote = encode_basestring_ascii
-    if kind == "junk" and reason:
-        more = f',"reason":{quote(reason)}{more}'
-    if probed and metadata:
-        more = f',"metadata":{metadata}{more}'
-    if hashed:
-        more = (f',"hashes":{{"algo":{quote(algo)},"sample_size":{sample_size:d},"sample_hash":'
-                f'{quote(sample)},"full_hash":{quote(full) if full else "null"}}}{more}')
-    return (f'{{"kind":{quote(kind)},"path":{quote(path)},"size":{size:d},'
-            f'"mtime":{"null" if mtime is None else mtime},'
-            f'"ctime":{"null" if ctime is None else ctime},'
-            f'"inode_key":{quote(identity)},"ext":{quote(ext_of(name_of(path)))}{more}}}')
-
-
-def batch_text(outline: dict, files: list) -> str:
-    """The JSON text of a batch from its other members and the texts of its records."""
-    head = json.dumps(outline, allow_nan=False, separators=(",", ":"))
-    return f'{head[:-1]},"files":[{",".join(files)}]}}'
-
-
-def records_of_texts(files: list) -> list:
-    """The records of a batch as dicts, for those who take no text."""
-    return json.loads(f"[{','.join(files)}]")
-
-
 def change_rev(change: tuple) -> int:
     return change[0]
-
-
-def root_wire_path(root, path: str) -> str:
-    """The absolute path the host knows: that of the index, or of a parked root's last place."""
-    if not root.parked:
-        return path
-    prefix = root.prefix()
-    if not path.startswith(prefix):
-        return path
-    return f"{root.path.rstrip('/')}/{path[len(prefix):]}"
 
 
 # =================================================================================================

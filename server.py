@@ -6,97 +6,98 @@ is one module's code, verbatim: low level first, the command line last. `line` i
 here, `there` where in the module: that maps a traceback back.
 
     line  there  section
-     173      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
-     223     13  medialib/late.py: Modules of the standard library that are slow to import and that many runs do not need.
-     259     24  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
-     545     19  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
-     904     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
-    1144     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
-    1490     19  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
-    1804     25  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
-    2007     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
-    2043     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
-    2223     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
-    2456     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2711     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
-    2924     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    3133     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    3274     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3529     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3609     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    3993     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
-    4387     21  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4687     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    4804     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    4938     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
-    5081     18  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    5499      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5759     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    6045     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6393     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6451     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6594     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    6914     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    7038     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    7147     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    7576     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7884     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    8094     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    8446     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    8620     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    8985     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
-    9015     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
-    9277     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
-    9458     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
-    9787     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
-    9961     32  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
-   10384     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
-   10628     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
-   10760     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
-   10814     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
-   10914     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
-   11012     11  medialib/catalog_show.py: Files as the API shows them.
-   11059     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
-   11273     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
-   11341     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
-   11440     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
-   11700     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
-   11853     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
-   12047     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
-   12176     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
-   12534     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
-   12603     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
-   12896     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
-   12999     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
-   13032     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
-   13189      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
-   13420      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
-   13457      9  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
-   13563     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
-   13687     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
-   13862     10  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
-   13893     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
-   14147     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   14361     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   14402     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   14619     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
-   14850     15  medialib/ingest_outline.py: The outline of what agents send: who speaks, of which root, how much; all but the records.
-   14973     44  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   15276     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   15388      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   15429      1  medialib/web/: The files of the web UI.
-   19644     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   19743     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   19814     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   19986     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   20074     17  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   20211      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   20292      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   20335     45  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   20634     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
-   20659     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+     174      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
+     224     13  medialib/late.py: Modules of the standard library that are slow to import and that many runs do not need.
+     260     24  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
+     546     19  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
+     905     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
+    1145     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
+    1491     19  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
+    1805     25  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
+    2008     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
+    2044     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
+    2224     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
+    2457     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
+    2712     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
+    2925     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    3134     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3275     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3530     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3610     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    3994     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
+    4388     21  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4688     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    4805     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    4939     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
+    5082     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
+    5169     19  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    5506      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5766     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    6052     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6400     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6458     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6601     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    6921     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    7045     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    7154     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    7583     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7891     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    8101     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    8453     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    8627     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    8992     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
+    9022     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
+    9284     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
+    9465     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
+    9794     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
+    9968     32  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
+   10391     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
+   10635     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
+   10767     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
+   10821     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
+   10921     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
+   11019     11  medialib/catalog_show.py: Files as the API shows them.
+   11066     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
+   11280     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
+   11348     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
+   11447     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
+   11707     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
+   11860     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
+   12054     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
+   12183     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
+   12541     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
+   12610     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
+   12903     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
+   13006     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
+   13039     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
+   13196      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
+   13427      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
+   13464      9  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
+   13570     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
+   13694     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
+   13869     10  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
+   13900     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
+   14154     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   14368     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   14409     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   14626     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   14857     15  medialib/ingest_outline.py: The outline of what agents send: who speaks, of which root, how much; all but the records.
+   14980     44  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   15283     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   15395      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   15436      1  medialib/web/: The files of the web UI.
+   19651     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   19750     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   19821     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   19993     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   20081     17  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   20218      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   20299      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   20342     45  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   20641     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
+   20666     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: 4e165b9bf4368be006cccafc5a518d577f387279b8eeb265df25bcca0c45d0b0
+# sha256 of all below this line: 060272abbb47245fec31fa0d197b70392275980ca90feb84d02889e2863b2e03
 
 from __future__ import annotations
 
@@ -5074,13 +5075,9 @@ class KnownContent(NamedTuple):
 
 
 # =================================================================================================
-# medialib/cache_outbox.py, from its line 18
-# What is not delivered yet, in order, and what the host has acknowledged.
+# medialib/cache_batch.py, from its line 10
+# One batch for the host, and its records as the JSON texts that go over the wire.
 # =================================================================================================
-
-OUTBOX_MAX_ROWS = 2000
-OUTBOX_MAX_BYTES = 64 << 20
-BATCH_MAX_BYTES = 4 << 20
 
 RECORD_COLUMNS = (
     "rev, path, inode_key, size, mtime, ctime, probed, hashed, hash_algo, hash_sample_size,"
@@ -5119,6 +5116,59 @@ class Batch:
 
     def phase(self) -> int:
         return 2 if self.files and self.described == len(self.files) else 1
+
+
+def record_text(row: tuple, path: str, more: str) -> str:
+    """A row (RECORD_COLUMNS) as the JSON text of `record_of`, under the path the host knows.
+
+    Written out by hand, since this is done for every file: a dict and json.dumps take four times
+    as long. `more` are further members. Metadata is JSON text in the cache already.
+    """
+    (_, _, identity, size, mtime, ctime, probed, hashed, algo, sample_size, sample, full, _, kind,
+     reason, _, metadata) = row
+    quote = encode_basestring_ascii
+    if kind == "junk" and reason:
+        more = f',"reason":{quote(reason)}{more}'
+    if probed and metadata:
+        more = f',"metadata":{metadata}{more}'
+    if hashed:
+        more = (f',"hashes":{{"algo":{quote(algo)},"sample_size":{sample_size:d},"sample_hash":'
+                f'{quote(sample)},"full_hash":{quote(full) if full else "null"}}}{more}')
+    return (f'{{"kind":{quote(kind)},"path":{quote(path)},"size":{size:d},'
+            f'"mtime":{"null" if mtime is None else mtime},'
+            f'"ctime":{"null" if ctime is None else ctime},'
+            f'"inode_key":{quote(identity)},"ext":{quote(ext_of(name_of(path)))}{more}}}')
+
+
+def batch_text(outline: dict, files: list) -> str:
+    """The JSON text of a batch from its other members and the texts of its records."""
+    head = json.dumps(outline, allow_nan=False, separators=(",", ":"))
+    return f'{head[:-1]},"files":[{",".join(files)}]}}'
+
+
+def records_of_texts(files: list) -> list:
+    """The records of a batch as dicts, for those who take no text."""
+    return json.loads(f"[{','.join(files)}]")
+
+
+def root_wire_path(root, path: str) -> str:
+    """The absolute path the host knows: that of the index, or of a parked root's last place."""
+    if not root.parked:
+        return path
+    prefix = root.prefix()
+    if not path.startswith(prefix):
+        return path
+    return f"{root.path.rstrip('/')}/{path[len(prefix):]}"
+
+
+# =================================================================================================
+# medialib/cache_outbox.py, from its line 19
+# What is not delivered yet, in order, and what the host has acknowledged.
+# =================================================================================================
+
+OUTBOX_MAX_ROWS = 2000
+OUTBOX_MAX_BYTES = 64 << 20
+BATCH_MAX_BYTES = 4 << 20
 
 
 class Outbox:
@@ -5444,51 +5494,8 @@ class Outbox:
         return total + self.store.one("SELECT count(*) FROM outbox WHERE rev < 0")[0]
 
 
-def record_text(row: tuple, path: str, more: str) -> str:
-    """A row (RECORD_COLUMNS) as the JSON text of `record_of`, under the path the host knows.
-
-    Written out by hand, since this is done for every file: a dict and json.dumps take four times
-    as long. `more` are further members. Metadata is JSON text in the cache already.
-    """
-    (_, _, identity, size, mtime, ctime, probed, hashed, algo, sample_size, sample, full, _, kind,
-     reason, _, metadata) = row
-    quote = encode_basestring_ascii
-    if kind == "junk" and reason:
-        more = f',"reason":{quote(reason)}{more}'
-    if probed and metadata:
-        more = f',"metadata":{metadata}{more}'
-    if hashed:
-        more = (f',"hashes":{{"algo":{quote(algo)},"sample_size":{sample_size:d},"sample_hash":'
-                f'{quote(sample)},"full_hash":{quote(full) if full else "null"}}}{more}')
-    return (f'{{"kind":{quote(kind)},"path":{quote(path)},"size":{size:d},'
-            f'"mtime":{"null" if mtime is None else mtime},'
-            f'"ctime":{"null" if ctime is None else ctime},'
-            f'"inode_key":{quote(identity)},"ext":{quote(ext_of(name_of(path)))}{more}}}')
-
-
-def batch_text(outline: dict, files: list) -> str:
-    """The JSON text of a batch from its other members and the texts of its records."""
-    head = json.dumps(outline, allow_nan=False, separators=(",", ":"))
-    return f'{head[:-1]},"files":[{",".join(files)}]}}'
-
-
-def records_of_texts(files: list) -> list:
-    """The records of a batch as dicts, for those who take no text."""
-    return json.loads(f"[{','.join(files)}]")
-
-
 def change_rev(change: tuple) -> int:
     return change[0]
-
-
-def root_wire_path(root, path: str) -> str:
-    """The absolute path the host knows: that of the index, or of a parked root's last place."""
-    if not root.parked:
-        return path
-    prefix = root.prefix()
-    if not path.startswith(prefix):
-        return path
-    return f"{root.path.rstrip('/')}/{path[len(prefix):]}"
 
 
 # =================================================================================================

@@ -12,7 +12,7 @@ import time
 from collections import deque
 
 from .base import PROTOCOL, VERSION, log
-from .cache_outbox import batch_text, records_of_texts
+from .cache_batch import batch_text, records_of_texts
 from .http_client import JsonClient, NotMedialib, PeerError, PeerRefused
 from .settings import clean_settings, default_settings
 

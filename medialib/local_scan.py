@@ -9,7 +9,7 @@ import threading
 from .agent_cache import AgentCache
 from .agent_service import AgentService, list_folder
 from .base import MedialibError, log
-from .cache_outbox import records_of_texts
+from .cache_batch import records_of_texts
 from .catalog_schema import LOCAL_AGENT
 from .ffprobe import find_ffprobe
 from .http_client import PeerRefused, PeerUnreachable

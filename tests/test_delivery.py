@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from medialib import cache_outbox
+from medialib import cache_batch, cache_outbox
 from medialib.http_client import PeerRefused, PeerUnreachable
 from medialib.host_link import HttpTransport
 from medialib.scan_common import ext_of, record_of
@@ -220,10 +220,10 @@ def test_a_record_written_by_hand_is_the_record_json_would_make(odd, probed):
             kind=kind, path=path, size=2 ** 62, mtime=mtime, ctime=0.0, inode_key=odd,
             ext=ext_of(odd), reason=odd, hashes=hashes if hashed else None,
             metadata=metadata if probed else None)
-        text = cache_outbox.record_text(row, path, ',"error":{"stage":"x"}')
+        text = cache_batch.record_text(row, path, ',"error":{"stage":"x"}')
         assert json.loads(text) == {**expected, "error": {"stage": "x"}}
         outline = {"batch_id": odd, "removed": [odd]}
-        assert json.loads(cache_outbox.batch_text(outline, [text, text])) == {
+        assert json.loads(cache_batch.batch_text(outline, [text, text])) == {
             **outline, "files": [json.loads(text)] * 2}
 
 

@@ -23,7 +23,8 @@ SHARED = [
     "probe_run", "ffprobe", "sqlite_store", "http_body", "http_gate", "http_deadline", "http_json",
     "http_answer",
     "http_listener", "http_server", "http_client", "progress", "cache_schema", "cache_changes",
-    "cache_outbox", "index_writer", "cache_roots", "agent_cache", "scan_buffer", "scan_plan",
+    "cache_batch", "cache_outbox", "index_writer", "cache_roots", "agent_cache", "scan_buffer",
+    "scan_plan",
     "hash_window", "root_volume", "root_check", "scan_pipeline", "scan_passes", "scan_run",
     "delivery", "host_link", "agent_service", "stop_signals",
 ]
