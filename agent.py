@@ -45,13 +45,13 @@ here, `there` where in the module: that maps a traceback back.
     8041     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
     8393     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
     8567     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    8932     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
-    8962     15  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
-    9024     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
-    9089     26  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
-    9313     45  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
+    8945     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
+    8975     15  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
+    9037     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
+    9102     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
+    9327     45  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
 """
-# sha256 of all below this line: 8eac29111f26ec8195a4948f2dcf7036a944c2ef4353d85fc8c08d63f481e376
+# sha256 of all below this line: c66534c3f668e92ac96feeddf09c641c9000e5ca82740e87436039a2457e920b
 
 from __future__ import annotations
 
@@ -8598,6 +8598,7 @@ class AgentService:
         self._scan_wanted = threading.Event()
         self._full_hashes_deferred = False
         self._results: list = []
+        self._obeying = threading.Lock()  # one command at a time, whichever thread comes first
         self._threads = [threading.Thread(target=self._heartbeat_loop, name="heartbeat",
                                           daemon=True)]
 
@@ -8648,11 +8649,22 @@ class AgentService:
     def run_once(self, patience_s: float = 12.0) -> bool:
         """One scan, then deliver. True when everything was scanned and nothing is left over."""
         complete = self.scan()
-        while self._scan_wanted.is_set() and not self.stop_requested.is_set():
-            self._scan_wanted.clear()
+        while self._is_asked_for_more():
             complete = self.scan()
         self.wait_delivered(patience_s)
+        if self._results:
+            self._say_hello()
+            self.obey()
         return complete and not self.left_over()
+
+    def _is_asked_for_more(self) -> bool:
+        """Whether another scan is wanted, after doing what the host asked for meanwhile: a short
+        run may end before the heartbeat has looked.
+        """
+        self.obey()
+        wanted = self._scan_wanted.is_set()
+        self._scan_wanted.clear()
+        return wanted and not self.stop_requested.is_set()
 
     def wait_delivered(self, patience_s: float) -> None:
         """Until everything is delivered; gives up when the host stays away for `patience_s`."""
@@ -8828,11 +8840,12 @@ class AgentService:
 
     def obey(self) -> None:
         """Carry out what the host asked for, in order; the answers go with the next hello."""
-        while self.link.commands:
-            command = self.link.commands.popleft()
-            answer = self._carry_out(command)
-            if command.get("id") is not None:
-                self._results.append({"id": command["id"], "answer": answer})
+        with self._obeying:
+            while self.link.commands:
+                command = self.link.commands.popleft()
+                answer = self._carry_out(command)
+                if command.get("id") is not None:
+                    self._results.append({"id": command["id"], "answer": answer})
 
     def _carry_out(self, command: dict) -> dict:
         try:
@@ -9082,7 +9095,7 @@ def listing_refusal(error: OSError, path: str) -> HttpError:
 
 
 # =================================================================================================
-# medialib/plain_scan.py, from its line 26
+# medialib/plain_scan.py, from its line 27
 # The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
 # =================================================================================================
 
@@ -9282,9 +9295,10 @@ class PlainRoot:
     def flush(self) -> None:
         if not self.files and not self.removed:
             return
-        body = {**self.about, "batch_id": str(uuid.uuid4()), "phase": self.phase,
-                "files": self.files, "removed": self.removed}
-        answer = self.scan.call(self.scan.transport.batch, body)
+        outline = {**self.about, "batch_id": str(uuid.uuid4()), "phase": self.phase,
+                   "removed": self.removed}
+        answer = self.scan.call(self.scan.transport.batch, outline,
+                                files=[json.dumps(record) for record in self.files])
         self.scan.sent += len(self.files)
         for error in answer.get("errors") or []:
             self.scan.left_over.append(f"the host does not take {error.get('path')}:"

@@ -45,59 +45,59 @@ here, `there` where in the module: that maps a traceback back.
     8101     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
     8453     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
     8627     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    8992     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
-    9022     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
-    9284     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
-    9465     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
-    9794     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
-    9968     32  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
-   10391     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
-   10635     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
-   10767     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
-   10821     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
-   10921     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
-   11019     11  medialib/catalog_show.py: Files as the API shows them.
-   11066     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
-   11280     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
-   11348     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
-   11447     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
-   11707     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
-   11860     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
-   12054     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
-   12183     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
-   12541     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
-   12610     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
-   12903     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
-   13006     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
-   13039     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
-   13196      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
-   13427      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
-   13464      9  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
-   13570     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
-   13694     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
-   13869     10  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
-   13900     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
-   14154     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   14368     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   14409     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   14626     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
-   14857     15  medialib/ingest_outline.py: The outline of what agents send: who speaks, of which root, how much; all but the records.
-   14980     44  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   15283     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   15395      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   15436      1  medialib/web/: The files of the web UI.
-   19651     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   19750     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   19821     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   19993     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   20081     17  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   20218      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   20299      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   20342     45  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   20641     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
-   20666     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+    9005     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
+    9035     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
+    9297     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
+    9478     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
+    9807     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
+    9981     32  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
+   10404     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
+   10648     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
+   10780     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
+   10834     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
+   10934     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
+   11032     11  medialib/catalog_show.py: Files as the API shows them.
+   11079     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
+   11293     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
+   11361     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
+   11460     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
+   11720     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
+   11873     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
+   12067     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
+   12196     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
+   12554     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
+   12623     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
+   12916     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
+   13019     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
+   13052     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
+   13209      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
+   13440      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
+   13477      9  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
+   13583     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
+   13707     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
+   13882     10  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
+   13913     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
+   14167     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   14381     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   14422     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   14639     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   14870     15  medialib/ingest_outline.py: The outline of what agents send: who speaks, of which root, how much; all but the records.
+   14993     44  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   15296     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   15408      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   15449      1  medialib/web/: The files of the web UI.
+   19664     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   19763     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   19834     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   20006     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   20094     17  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   20231      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   20312      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   20355     45  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   20654     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
+   20679     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: 060272abbb47245fec31fa0d197b70392275980ca90feb84d02889e2863b2e03
+# sha256 of all below this line: e000cfb54759e765ecbebba3425ca336f40977b87b6462e0d6963f70744757bb
 
 from __future__ import annotations
 
@@ -8658,6 +8658,7 @@ class AgentService:
         self._scan_wanted = threading.Event()
         self._full_hashes_deferred = False
         self._results: list = []
+        self._obeying = threading.Lock()  # one command at a time, whichever thread comes first
         self._threads = [threading.Thread(target=self._heartbeat_loop, name="heartbeat",
                                           daemon=True)]
 
@@ -8708,11 +8709,22 @@ class AgentService:
     def run_once(self, patience_s: float = 12.0) -> bool:
         """One scan, then deliver. True when everything was scanned and nothing is left over."""
         complete = self.scan()
-        while self._scan_wanted.is_set() and not self.stop_requested.is_set():
-            self._scan_wanted.clear()
+        while self._is_asked_for_more():
             complete = self.scan()
         self.wait_delivered(patience_s)
+        if self._results:
+            self._say_hello()
+            self.obey()
         return complete and not self.left_over()
+
+    def _is_asked_for_more(self) -> bool:
+        """Whether another scan is wanted, after doing what the host asked for meanwhile: a short
+        run may end before the heartbeat has looked.
+        """
+        self.obey()
+        wanted = self._scan_wanted.is_set()
+        self._scan_wanted.clear()
+        return wanted and not self.stop_requested.is_set()
 
     def wait_delivered(self, patience_s: float) -> None:
         """Until everything is delivered; gives up when the host stays away for `patience_s`."""
@@ -8888,11 +8900,12 @@ class AgentService:
 
     def obey(self) -> None:
         """Carry out what the host asked for, in order; the answers go with the next hello."""
-        while self.link.commands:
-            command = self.link.commands.popleft()
-            answer = self._carry_out(command)
-            if command.get("id") is not None:
-                self._results.append({"id": command["id"], "answer": answer})
+        with self._obeying:
+            while self.link.commands:
+                command = self.link.commands.popleft()
+                answer = self._carry_out(command)
+                if command.get("id") is not None:
+                    self._results.append({"id": command["id"], "answer": answer})
 
     def _carry_out(self, command: dict) -> dict:
         try:

@@ -52,6 +52,7 @@ class AgentService:
         self._scan_wanted = threading.Event()
         self._full_hashes_deferred = False
         self._results: list = []
+        self._obeying = threading.Lock()  # one command at a time, whichever thread comes first
         self._threads = [threading.Thread(target=self._heartbeat_loop, name="heartbeat",
                                           daemon=True)]
 
@@ -102,11 +103,22 @@ class AgentService:
     def run_once(self, patience_s: float = 12.0) -> bool:
         """One scan, then deliver. True when everything was scanned and nothing is left over."""
         complete = self.scan()
-        while self._scan_wanted.is_set() and not self.stop_requested.is_set():
-            self._scan_wanted.clear()
+        while self._is_asked_for_more():
             complete = self.scan()
         self.wait_delivered(patience_s)
+        if self._results:
+            self._say_hello()
+            self.obey()
         return complete and not self.left_over()
+
+    def _is_asked_for_more(self) -> bool:
+        """Whether another scan is wanted, after doing what the host asked for meanwhile: a short
+        run may end before the heartbeat has looked.
+        """
+        self.obey()
+        wanted = self._scan_wanted.is_set()
+        self._scan_wanted.clear()
+        return wanted and not self.stop_requested.is_set()
 
     def wait_delivered(self, patience_s: float) -> None:
         """Until everything is delivered; gives up when the host stays away for `patience_s`."""
@@ -282,11 +294,12 @@ class AgentService:
 
     def obey(self) -> None:
         """Carry out what the host asked for, in order; the answers go with the next hello."""
-        while self.link.commands:
-            command = self.link.commands.popleft()
-            answer = self._carry_out(command)
-            if command.get("id") is not None:
-                self._results.append({"id": command["id"], "answer": answer})
+        with self._obeying:
+            while self.link.commands:
+                command = self.link.commands.popleft()
+                answer = self._carry_out(command)
+                if command.get("id") is not None:
+                    self._results.append({"id": command["id"], "answer": answer})
 
     def _carry_out(self, command: dict) -> dict:
         try:

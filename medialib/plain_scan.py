@@ -6,6 +6,7 @@ gone. While the host is away it waits. Large files get no full hash and there is
 
 from __future__ import annotations
 
+import json
 import os
 import time
 
@@ -219,9 +220,10 @@ class PlainRoot:
     def flush(self) -> None:
         if not self.files and not self.removed:
             return
-        body = {**self.about, "batch_id": str(uuid.uuid4()), "phase": self.phase,
-                "files": self.files, "removed": self.removed}
-        answer = self.scan.call(self.scan.transport.batch, body)
+        outline = {**self.about, "batch_id": str(uuid.uuid4()), "phase": self.phase,
+                   "removed": self.removed}
+        answer = self.scan.call(self.scan.transport.batch, outline,
+                                files=[json.dumps(record) for record in self.files])
         self.scan.sent += len(self.files)
         for error in answer.get("errors") or []:
             self.scan.left_over.append(f"the host does not take {error.get('path')}:"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 
 import pytest
 
@@ -321,6 +322,23 @@ def test_results_are_kept_until_the_host_has_them(world):
         world.service.link.hello()
     world.service.link.hello()
     assert world.host.hellos[-1]["results"][0]["answer"]["ok"] is False
+
+
+def test_a_short_run_does_what_the_host_asks_for(world):
+    """It may be over before the heartbeat has looked once."""
+    fill(world, 2)
+    world.sync()
+    for folder in os.scandir(world.roots[0]):
+        shutil.rmtree(folder.path)
+    world.scan()
+    assert world.host.present()
+    world.host.commands = [{"id": 7, "do": "accept_empty", "path": world.roots[0]}]
+    world.service.delivery.start()
+    assert world.service.run_once()
+    assert world.host.present() == {}
+    assert {"id": 7, "answer": {"ok": True}} in [
+        result for hello in world.host.hellos for result in hello["results"]]
+    world.service.stop()
 
 
 class OlderClient:
