@@ -25,33 +25,33 @@ here, `there` where in the module: that maps a traceback back.
     3470     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
     3550     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
     3934     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
-    4328     21  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4628     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    4745     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    4879     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
-    5022     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
-    5109     19  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    5446      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5706     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    5992     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6340     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6398     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6541     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    6861     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    6985     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    7094     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    7523     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7831     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    8041     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    8393     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    8567     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    8945     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
-    8975     15  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
-    9037     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
-    9102     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
-    9327     45  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
+    4329     21  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4629     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    4746     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    4880     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
+    5023     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
+    5110     19  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    5447      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5707     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    5993     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6341     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6399     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6542     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    6862     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    6986     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    7095     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    7524     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7832     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    8042     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    8394     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    8568     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    8946     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
+    8976     15  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
+    9038     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
+    9103     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
+    9328     45  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
 """
-# sha256 of all below this line: c66534c3f668e92ac96feeddf09c641c9000e5ca82740e87436039a2457e920b
+# sha256 of all below this line: b016919119d5246cefe6c15e884464120834a088cb1e8c2c46e129ca33446d70
 
 from __future__ import annotations
 
@@ -4251,6 +4251,7 @@ class HttpConversation:
         head, body = self.server.writer.whole(
             reply, request.headers if request else {}, self.common_headers(),
             head_only=request is not None and request.method == "HEAD")
+        reply.body = b""  # a slow reader holds the bytes only, not the objects they were made of
         self.write(head + body if len(body) < HTTP_STEP else head)
         if len(body) >= HTTP_STEP:
             self.write(body)

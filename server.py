@@ -6,98 +6,99 @@ is one module's code, verbatim: low level first, the command line last. `line` i
 here, `there` where in the module: that maps a traceback back.
 
     line  there  section
-     174      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
-     224     13  medialib/late.py: Modules of the standard library that are slow to import and that many runs do not need.
-     260     24  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
-     546     19  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
-     905     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
-    1145     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
-    1491     19  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
-    1805     25  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
-    2008     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
-    2044     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
-    2224     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
-    2457     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2712     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
-    2925     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    3134     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    3275     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3530     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3610     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    3994     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
-    4388     21  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4688     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    4805     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    4939     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
-    5082     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
-    5169     19  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    5506      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5766     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    6052     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6400     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6458     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6601     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    6921     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    7045     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    7154     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    7583     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7891     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    8101     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    8453     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    8627     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    9005     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
-    9035     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
-    9297     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
-    9478     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
-    9807     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
-    9981     32  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
-   10404     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
-   10648     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
-   10780     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
-   10834     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
-   10934     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
-   11032     11  medialib/catalog_show.py: Files as the API shows them.
-   11079     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
-   11293     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
-   11361     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
-   11460     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
-   11720     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
-   11873     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
-   12067     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
-   12196     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
-   12554     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
-   12623     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
-   12916     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
-   13019     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
-   13052     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
-   13209      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
-   13440      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
-   13477      9  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
-   13583     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
-   13707     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
-   13882     10  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
-   13913     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
-   14167     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   14381     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   14422     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   14639     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
-   14870     15  medialib/ingest_outline.py: The outline of what agents send: who speaks, of which root, how much; all but the records.
-   14993     44  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   15296     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   15408      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   15449      1  medialib/web/: The files of the web UI.
-   19664     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   19763     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   19834     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   20006     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   20094     17  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   20231      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   20312      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   20355     45  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   20654     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
-   20679     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+     175      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
+     225     13  medialib/late.py: Modules of the standard library that are slow to import and that many runs do not need.
+     261     24  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
+     547     19  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
+     906     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
+    1146     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
+    1492     19  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
+    1806     25  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
+    2009     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
+    2045     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
+    2225     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
+    2458     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
+    2713     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
+    2926     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    3135     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3276     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3531     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3611     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    3995     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
+    4390     21  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4690     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    4807     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    4941     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
+    5084     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
+    5171     19  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    5508      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5768     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    6054     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6402     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6460     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6603     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    6923     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    7047     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    7156     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    7585     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7893     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    8103     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    8455     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    8629     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    9007     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
+    9037     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
+    9299     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
+    9480     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
+    9809     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
+    9983     32  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
+   10406     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
+   10650     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
+   10782     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
+   10836     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
+   10936     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
+   11034     11  medialib/catalog_show.py: Files as the API shows them.
+   11081     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
+   11295     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
+   11363     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
+   11462     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
+   11722     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
+   11875     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
+   12069     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
+   12198     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
+   12556     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
+   12625     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
+   12918     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
+   13021     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
+   13054     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
+   13211      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
+   13442      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
+   13479      9  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
+   13585     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
+   13709     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
+   13884     10  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
+   13915     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
+   14169     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   14383     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   14424     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   14641     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   14872     15  medialib/ingest_outline.py: The outline of what agents send: who speaks, of which root, how much; all but the records.
+   14995     44  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   15298     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   15410      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   15451      1  medialib/web/: The files of the web UI.
+   19666     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   19765     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   19836     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   20008     14  medialib/server_turns.py: Lists of the catalogue are made a few at a time, however many ask at once.
+   20034     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   20122     18  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   20269      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   20350      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   20393     47  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   20704     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
+   20729     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: e000cfb54759e765ecbebba3425ca336f40977b87b6462e0d6963f70744757bb
+# sha256 of all below this line: bb6dd39c4cb64b8504b124029b696b44b0dd832b8fae9925bdb9414fec326d47
 
 from __future__ import annotations
 
@@ -4311,6 +4312,7 @@ class HttpConversation:
         head, body = self.server.writer.whole(
             reply, request.headers if request else {}, self.common_headers(),
             head_only=request is not None and request.method == "HEAD")
+        reply.body = b""  # a slow reader holds the bytes only, not the objects they were made of
         self.write(head + body if len(body) < HTTP_STEP else head)
         if len(body) >= HTTP_STEP:
             self.write(body)
@@ -19999,6 +20001,32 @@ class AgentControl:
 
 
 # =================================================================================================
+# medialib/server_turns.py, from its line 14
+# Lists of the catalogue are made a few at a time, however many ask at once.
+# =================================================================================================
+
+LISTS_AT_ONCE = 4
+LIST_PATIENCE_S = 20.0
+
+
+class ListTurns:
+    """Who makes a list holds one of a few turns meanwhile."""
+
+    def __init__(self, count: int = LISTS_AT_ONCE):
+        self._turns = threading.BoundedSemaphore(count)
+
+    @contextlib.contextmanager
+    def holding(self, patience_s: float = LIST_PATIENCE_S):
+        """Hold a turn inside the block, or HttpError 503."""
+        if not self._turns.acquire(timeout=patience_s):
+            raise HttpError(503, "busy with other lists", "try again soon", {"Retry-After": "5"})
+        try:
+            yield
+        finally:
+            self._turns.release()
+
+
+# =================================================================================================
 # medialib/server_events.py, from its line 11
 # Server-sent events: counts, progress and news of agents, for pages that are open.
 # =================================================================================================
@@ -20087,7 +20115,7 @@ class EventStream:
 
 
 # =================================================================================================
-# medialib/server_export.py, from its line 17
+# medialib/server_export.py, from its line 18
 # Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
 # =================================================================================================
 
@@ -20102,6 +20130,7 @@ SAME_FOLDER_COLUMNS = ("group", "group_state", "copies", "files", "bytes", "recl
 EXPORT_WHATS = {"files": EXPORT_COLUMNS, "duplicates": (*GROUP_COLUMNS, *EXPORT_COLUMNS),
                 "folders": SAME_FOLDER_COLUMNS}
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
+EXPORT_PATIENCE_S = 120.0  # a stream that has begun is not given up for other lists
 EXPORT_TYPES = {"csv": "text/csv; charset=utf-8", "jsonl": "application/x-ndjson"}
 
 
@@ -20148,12 +20177,14 @@ class CsvLines:
 
 class Export:
     """POST /api/export for one request. Each page is read in a transaction of its own, so that a
-    slow reader does not keep the catalogue's log from being folded back.
+    slow reader does not keep the catalogue's log from being folded back, and is text before the
+    reader gets it, so that a slow one does not keep the rows.
     """
 
-    def __init__(self, catalog: Catalog, same_folders: SameFolders, body: dict):
+    def __init__(self, catalog: Catalog, same_folders: SameFolders, turns: ListTurns, body: dict):
         self.catalog = catalog
         self.same_folders = same_folders
+        self.turns = turns
         self.body = body
         self.format = body.get("format", "csv")
         if not isinstance(self.format, str) or self.format not in EXPORT_TYPES:
@@ -20161,7 +20192,9 @@ class Export:
         self.what = body.get("what", "files")
         if self.what not in EXPORT_WHATS:
             raise FilterError("what must be files, duplicates or folders")
-        self._first = self._page(None)  # a wrong filter is refused before anything is sent
+        self.lines = CsvLines(EXPORT_WHATS[self.what], bool(body.get("raw")))
+        with turns.holding():  # a wrong filter is refused before anything is sent
+            self._first = self._piece(None)
 
     def reply(self) -> StreamReply:
         what = "identical-folders" if self.what == "folders" else self.what
@@ -20170,28 +20203,33 @@ class Export:
                            {"Content-Disposition": f'attachment; filename="{name}"'})
 
     def _pieces(self):
-        lines = CsvLines(EXPORT_WHATS[self.what], bool(self.body.get("raw")))
         if self.format == "csv":
-            yield lines.head()
-        items, after = self._first
+            yield self.lines.head()
+        (piece, after), self._first = self._first, (b"", None)
         while True:
-            yield b"".join(self._lines(lines, items))
+            yield piece
             if after is None:
                 return
-            items, after = self._page(after)
+            with self.turns.holding(EXPORT_PATIENCE_S):
+                piece, after = self._piece(after)
 
-    def _lines(self, lines: CsvLines, items: list):
+    def _piece(self, after) -> tuple:
+        """(text of the page after this place, the place after it)"""
+        items, after = self._page(after)
+        return b"".join(self._lines(items)), after
+
+    def _lines(self, items: list):
         for item in items:
             if self.format == "jsonl":
                 yield json.dumps(item, ensure_ascii=False).encode("utf-8") + b"\n"
             elif self.what == "files":
-                yield lines.row(flat_file(item))
+                yield self.lines.row(flat_file(item))
             elif self.what == "folders":
                 for folder in item["folders"]:
-                    yield lines.row(same_folder_cells(item, folder))
+                    yield self.lines.row(same_folder_cells(item, folder))
             else:
                 for file in item["files"]:
-                    yield lines.row({**flat_file(file), **group_cells(item, file)})
+                    yield self.lines.row({**flat_file(file), **group_cells(item, file)})
 
     def _page(self, after) -> tuple:
         if self.what == "folders":
@@ -20348,7 +20386,7 @@ def _operation(route: dict) -> dict:
 
 
 # =================================================================================================
-# medialib/server_routes.py, from its line 45
+# medialib/server_routes.py, from its line 47
 # The host's calls over HTTP: paths to handlers.
 # =================================================================================================
 
@@ -20358,6 +20396,8 @@ CONTENT_TYPES = {
     "png": "image/png", "ico": "image/x-icon", "txt": "text/plain; charset=utf-8",
 }
 AGENT_FILE_MOST = 4 << 20
+# What can be a thousand rows.
+LISTS = frozenset(("files", "duplicates", "duplicate_folders", "folders", "changes"))
 
 
 class HostRoutes:
@@ -20372,6 +20412,7 @@ class HostRoutes:
         self.ingest = Ingest(catalog, self.presence)
         self.control = AgentControl(catalog, self.presence)
         self.same_folders = SameFolders(catalog)
+        self.turns = ListTurns()
         self.host: dict = {}  # how this host is reached: name, addresses, port, scheme
         self.agent_file = agent_file or find_agent_file
 
@@ -20421,8 +20462,17 @@ class HostRoutes:
                 ("duplicate_folders", self.duplicate_folders),
                 ("folders", self.folders), ("growth", self.growth), ("changes", self.changes),
                 ("export", self.export), ("settings", self.settings), ("why", self.why)):
-            router.add("POST", f"/api/{name}", method, body=True,
+            made = self._in_turn(method) if name in LISTS else method
+            router.add("POST", f"/api/{name}", made, body=True,
                        summary=(method.__doc__ or "").split("\n")[0])
+
+    def _in_turn(self, method):
+        """Make the list, to its bytes, in one of a few turns."""
+        def handle(request) -> Reply:
+            with self.turns.holding():
+                return Reply(200, json_bytes(method(request)), JSON_TYPE)
+
+        return handle
 
     def _add_agents(self, router: Router) -> None:
         router.add("POST", "/api/agents", self.agents, body=True, summary="All agents")
@@ -20530,7 +20580,7 @@ class HostRoutes:
 
     def export(self, request):
         """All files, duplicates or identical folders that match, as CSV or JSON lines"""
-        return Export(self.catalog, self.same_folders, request.json).reply()
+        return Export(self.catalog, self.same_folders, self.turns, request.json).reply()
 
     def events(self, request) -> StreamReply:
         """Server-sent events: counts, progress, agents"""

@@ -348,6 +348,7 @@ class HttpConversation:
         head, body = self.server.writer.whole(
             reply, request.headers if request else {}, self.common_headers(),
             head_only=request is not None and request.method == "HEAD")
+        reply.body = b""  # a slow reader holds the bytes only, not the objects they were made of
         self.write(head + body if len(body) < HTTP_STEP else head)
         if len(body) >= HTTP_STEP:
             self.write(body)

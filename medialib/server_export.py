@@ -13,6 +13,7 @@ from .catalog_filter import FilterError
 from .catalog_same_folders import SameFolders
 from .catalog_tokens import PAGE_LIMIT
 from .http_json import StreamReply
+from .server_turns import ListTurns
 
 EXPORT_COLUMNS = (
     "id", "agent", "root", "path", "name", "kind", "ext", "size", "mtime", "ctime", "inode_key",
@@ -25,6 +26,7 @@ SAME_FOLDER_COLUMNS = ("group", "group_state", "copies", "files", "bytes", "recl
 EXPORT_WHATS = {"files": EXPORT_COLUMNS, "duplicates": (*GROUP_COLUMNS, *EXPORT_COLUMNS),
                 "folders": SAME_FOLDER_COLUMNS}
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
+EXPORT_PATIENCE_S = 120.0  # a stream that has begun is not given up for other lists
 EXPORT_TYPES = {"csv": "text/csv; charset=utf-8", "jsonl": "application/x-ndjson"}
 
 
@@ -71,12 +73,14 @@ class CsvLines:
 
 class Export:
     """POST /api/export for one request. Each page is read in a transaction of its own, so that a
-    slow reader does not keep the catalogue's log from being folded back.
+    slow reader does not keep the catalogue's log from being folded back, and is text before the
+    reader gets it, so that a slow one does not keep the rows.
     """
 
-    def __init__(self, catalog: Catalog, same_folders: SameFolders, body: dict):
+    def __init__(self, catalog: Catalog, same_folders: SameFolders, turns: ListTurns, body: dict):
         self.catalog = catalog
         self.same_folders = same_folders
+        self.turns = turns
         self.body = body
         self.format = body.get("format", "csv")
         if not isinstance(self.format, str) or self.format not in EXPORT_TYPES:
@@ -84,7 +88,9 @@ class Export:
         self.what = body.get("what", "files")
         if self.what not in EXPORT_WHATS:
             raise FilterError("what must be files, duplicates or folders")
-        self._first = self._page(None)  # a wrong filter is refused before anything is sent
+        self.lines = CsvLines(EXPORT_WHATS[self.what], bool(body.get("raw")))
+        with turns.holding():  # a wrong filter is refused before anything is sent
+            self._first = self._piece(None)
 
     def reply(self) -> StreamReply:
         what = "identical-folders" if self.what == "folders" else self.what
@@ -93,28 +99,33 @@ class Export:
                            {"Content-Disposition": f'attachment; filename="{name}"'})
 
     def _pieces(self):
-        lines = CsvLines(EXPORT_WHATS[self.what], bool(self.body.get("raw")))
         if self.format == "csv":
-            yield lines.head()
-        items, after = self._first
+            yield self.lines.head()
+        (piece, after), self._first = self._first, (b"", None)
         while True:
-            yield b"".join(self._lines(lines, items))
+            yield piece
             if after is None:
                 return
-            items, after = self._page(after)
+            with self.turns.holding(EXPORT_PATIENCE_S):
+                piece, after = self._piece(after)
 
-    def _lines(self, lines: CsvLines, items: list):
+    def _piece(self, after) -> tuple:
+        """(text of the page after this place, the place after it)"""
+        items, after = self._page(after)
+        return b"".join(self._lines(items)), after
+
+    def _lines(self, items: list):
         for item in items:
             if self.format == "jsonl":
                 yield json.dumps(item, ensure_ascii=False).encode("utf-8") + b"\n"
             elif self.what == "files":
-                yield lines.row(flat_file(item))
+                yield self.lines.row(flat_file(item))
             elif self.what == "folders":
                 for folder in item["folders"]:
-                    yield lines.row(same_folder_cells(item, folder))
+                    yield self.lines.row(same_folder_cells(item, folder))
             else:
                 for file in item["files"]:
-                    yield lines.row({**flat_file(file), **group_cells(item, file)})
+                    yield self.lines.row({**flat_file(file), **group_cells(item, file)})
 
     def _page(self, after) -> tuple:
         if self.what == "folders":

@@ -30,6 +30,7 @@ from .catalog_settings import (
 from .catalog_summary import catalog_summary, daily_rows, local_day
 from .catalog_why import explain_path
 from .host_agents import AgentPresence
+from .http_answer import JSON_TYPE, json_bytes
 from .http_json import HttpError, Reply, Router, StreamReply
 from .ingest import Ingest
 from .ingest_records import RecordError, check_path
@@ -39,6 +40,7 @@ from .server_events import EventStream, event_counts
 from .server_export import Export
 from .server_metrics import METRICS_TYPE, metrics_text
 from .server_openapi import openapi_description
+from .server_turns import ListTurns
 from .settings import SettingError, settings_table
 from .web_assets import package_file, web_file, web_names
 
@@ -48,6 +50,8 @@ CONTENT_TYPES = {
     "png": "image/png", "ico": "image/x-icon", "txt": "text/plain; charset=utf-8",
 }
 AGENT_FILE_MOST = 4 << 20
+# What can be a thousand rows.
+LISTS = frozenset(("files", "duplicates", "duplicate_folders", "folders", "changes"))
 
 
 class HostRoutes:
@@ -62,6 +66,7 @@ class HostRoutes:
         self.ingest = Ingest(catalog, self.presence)
         self.control = AgentControl(catalog, self.presence)
         self.same_folders = SameFolders(catalog)
+        self.turns = ListTurns()
         self.host: dict = {}  # how this host is reached: name, addresses, port, scheme
         self.agent_file = agent_file or find_agent_file
 
@@ -111,8 +116,17 @@ class HostRoutes:
                 ("duplicate_folders", self.duplicate_folders),
                 ("folders", self.folders), ("growth", self.growth), ("changes", self.changes),
                 ("export", self.export), ("settings", self.settings), ("why", self.why)):
-            router.add("POST", f"/api/{name}", method, body=True,
+            made = self._in_turn(method) if name in LISTS else method
+            router.add("POST", f"/api/{name}", made, body=True,
                        summary=(method.__doc__ or "").split("\n")[0])
+
+    def _in_turn(self, method):
+        """Make the list, to its bytes, in one of a few turns."""
+        def handle(request) -> Reply:
+            with self.turns.holding():
+                return Reply(200, json_bytes(method(request)), JSON_TYPE)
+
+        return handle
 
     def _add_agents(self, router: Router) -> None:
         router.add("POST", "/api/agents", self.agents, body=True, summary="All agents")
@@ -220,7 +234,7 @@ class HostRoutes:
 
     def export(self, request):
         """All files, duplicates or identical folders that match, as CSV or JSON lines"""
-        return Export(self.catalog, self.same_folders, request.json).reply()
+        return Export(self.catalog, self.same_folders, self.turns, request.json).reply()
 
     def events(self, request) -> StreamReply:
         """Server-sent events: counts, progress, agents"""

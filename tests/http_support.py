@@ -35,6 +35,8 @@ class Victim:
             self._events(), "text/event-stream"))
         router.add("GET", "/export", lambda request: StreamReply(
             (b"line\n" * 100 for _ in range(100)), "text/csv"))
+        router.add("GET", "/endless", lambda request: StreamReply(
+            self._endless(), "text/csv"))
         router.add("GET", "/half", lambda request: StreamReply(self._half(), "text/csv"))
         router.add("GET", "/query", lambda request: {
             "ok": True, "query": request.query, "peer": request.peer_text,
@@ -57,6 +59,13 @@ class Victim:
             while True:
                 time.sleep(0.05)
                 yield b""
+        finally:
+            self.closed_streams.append(time.monotonic())
+
+    def _endless(self):
+        try:
+            while True:
+                yield b"line\n" * 10_000
         finally:
             self.closed_streams.append(time.monotonic())
 

@@ -14,6 +14,7 @@ from medialib.catalog_same_folders import SameFolders, keys_above
 from medialib.host_agents import AgentPresence
 from medialib.ingest import Ingest
 from medialib.server_export import Export
+from medialib.server_turns import ListTurns
 
 
 class Shelf:
@@ -170,7 +171,7 @@ def test_keys_above():
 
 
 def exported_folders(shelf, **body) -> str:
-    reply = Export(shelf.catalog, shelf.same, {"what": "folders", **body}).reply()
+    reply = Export(shelf.catalog, shelf.same, ListTurns(), {"what": "folders", **body}).reply()
     assert "identical-folders" in reply.headers["Content-Disposition"]
     return b"".join(reply.pieces).decode("utf-8")
 

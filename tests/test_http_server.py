@@ -369,6 +369,28 @@ def test_a_reader_that_does_not_read_is_cut_off(victim, hurried):
     victim.assert_alive()
 
 
+@pytest.mark.parametrize("nibble", [0, 1])
+def test_slow_readers_of_streams_are_cut_off(victim, hurried, nibble):
+    """Whether they read nothing or a byte now and then."""
+    with contextlib.ExitStack() as stack:
+        readers = []
+        for _ in range(http_server.HTTP_STREAMS):
+            sock = stack.enter_context(socket.socket())
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.connect(("127.0.0.1", victim.port))
+            sock.sendall(victim.head("GET /endless"))
+            readers.append(sock)
+        end = time.monotonic() + 10
+        while len(victim.closed_streams) < len(readers):
+            assert time.monotonic() < end, "slow readers hold their streams"
+            for sock in readers if nibble else ():
+                with contextlib.suppress(ConnectionError):
+                    sock.recv(nibble)
+            victim.assert_alive()
+            time.sleep(0.05)
+    wait_for(lambda: open_slots(victim) == 0)
+
+
 def raise_descriptor_limit(count: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < count:

@@ -42,7 +42,8 @@ SERVER = [
     "catalog_facets", "catalog_same_folders",
     "ingest_outline", "ingest", "local_scan", "web_assets", "catalog_forget",
     "catalog_reclassify", "server_agents",
-    "server_events", "server_export", "server_metrics", "server_openapi", "server_routes",
+    "server_turns", "server_events", "server_export", "server_metrics", "server_openapi",
+    "server_routes",
     "allocator", "server_cli",
 ]
 BUNDLES = {

@@ -252,6 +252,92 @@ def test_others_are_answered_under_attack(victim, assault, record_property):
     assert "Traceback" not in program.output()
 
 
+WHOLE_LIST = b'{"filter": {}, "limit": 1000}'
+SLOW_ANSWERS = {
+    "files": json_post(WHOLE_LIST, path="/api/files"),
+    "jsonl": json_post(b'{"format": "jsonl", "filter": {}}', path="/api/export"),
+}
+
+
+def test_slow_readers_hold_little_of_the_host(world):
+    """Fifty ask for a thousand rows and more, and read nothing, or a byte now and then."""
+    host = world.host().start()
+    post_many_files(host, 3000)
+    before = peak_mib(host)
+    times = []
+    for name, asked in SLOW_ANSWERS.items():
+        with contextlib.ExitStack() as held:
+            readers = [held.enter_context(slow_reader(host, asked)) for _ in range(50)]
+            end = time.monotonic() + 1.5
+            while time.monotonic() < end:
+                started = time.monotonic()
+                assert support.request(host.url, "/health", timeout_s=20)[0] == 200
+                times.append(time.monotonic() - started)
+                for sock in readers[::2]:
+                    with contextlib.suppress(OSError):
+                        sock.recv(1, socket.MSG_DONTWAIT)
+                time.sleep(0.05)
+        keep_figures(f"slow readers of {name}: slowest {max(times) * 1000:.0f} ms, "
+                     f"peak {peak_mib(host)} MiB")
+    assert max(times) < HEALTH_S
+    assert peak_mib(host) - before < 80  # with the rows as objects it was 150
+    assert "Traceback" not in host.output()
+
+
+def slow_reader(program, asked: bytes):
+    """A connection that has asked, with little room for the answer."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+    sock.settimeout(5)
+    sock.connect(("127.0.0.1", program.port))
+    sock.sendall(asked)
+    return sock
+
+
+def post_many_files(host, count: int) -> None:
+    """As large as rows of videos are."""
+    for first in range(0, count, 1000):
+        files = [dict(WHOLE, path=f"/m/{'long name ' * 15}/{number}.mkv", size=number + 1,
+                      inode_key=f"{number + 1}:1500000000:{number}:1", moved_from=None, error=None)
+                 for number in range(first, first + 1000)]
+        answer = host.post("/ingest/batch", {"batch_id": f"many {first}", "files": files})
+        assert answer["errors"] == []
+
+
+def test_many_who_listen_for_events(world):
+    """A hundred: as many as have room listen, the others hear why not, the page is served."""
+    host = world.host().start()
+    before = peak_mib(host)
+    statuses = []
+    with contextlib.ExitStack() as held:
+        for _ in range(100):
+            sock = held.enter_context(slow_reader(host, head(
+                "/events", "Connection: close", method="GET")))
+            answer = sock.recv(65536)
+            statuses.append(status_of(answer))
+            if statuses[-1] == 503:
+                with contextlib.suppress(OSError):
+                    while part := sock.recv(65536):
+                        answer += part
+                told = json.loads(answer.split(b"\r\n\r\n", 1)[1])
+                assert told["ok"] is False
+                assert told["error"] == "too many streams"
+        for path in ("/", "/health", "/web/api.js"):
+            assert support.request(host.url, path, timeout_s=5)[0] == 200, path
+        assert support.request(host.url, "/api/files", {"filter": {}})[0] == 200
+    assert sorted(statuses) == [200] * 16 + [503] * 84
+    assert peak_mib(host) - before < 30
+    again = support.wait_until(lambda: first_bytes(host, "/events"), 10)
+    assert status_of(again) == 200  # whoever left made room
+
+
+def first_bytes(program, path: str) -> bytes:
+    """What comes first for a request to this path; nothing while there is no room for it."""
+    with slow_reader(program, head(path, method="GET")) as sock:
+        answer = sock.recv(1024)
+    return answer if status_of(answer) == 200 else b""
+
+
 def keep_figures(line: str) -> None:
     """Figures for whoever wants them: a file named in MEDIALIB_FIGURES."""
     path = os.environ.get("MEDIALIB_FIGURES")
