@@ -25,33 +25,33 @@ here, `there` where in the module: that maps a traceback back.
     3470     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
     3550     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
     3934     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
-    4329     21  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4629     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    4746     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    4880     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
-    5023     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
-    5110     19  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    5447      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5707     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    5993     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6341     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6399     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6542     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    6862     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    6986     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    7095     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    7524     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7832     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    8042     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    8394     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    8568     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    8946     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
-    8976     15  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
-    9038     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
-    9103     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
-    9328     45  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
+    4329     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4638     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    4755     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    4889     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
+    5032     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
+    5119     19  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    5456      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5716     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    6002     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6350     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6408     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6551     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    6871     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    6995     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    7104     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    7533     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7841     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    8051     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    8403     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    8577     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    8955     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
+    8985     15  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
+    9047     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
+    9112     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
+    9337     45  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
 """
-# sha256 of all below this line: b016919119d5246cefe6c15e884464120834a088cb1e8c2c46e129ca33446d70
+# sha256 of all below this line: e0f03b584f38edf8e71f981752f7586f1afc7e8e6cdece8ccb46a3df82c9474e
 
 from __future__ import annotations
 
@@ -4322,12 +4322,12 @@ class HttpConversation:
 
 
 # =================================================================================================
-# medialib/http_client.py, from its line 21
+# medialib/http_client.py, from its line 28
 # Asking another medialib: JSON over http.client, with one deadline for the whole call.
 # =================================================================================================
 
-ANSWER_BYTES = 64 << 20
-ANSWER_TOKENS = 4_000_000
+ANSWER_BYTES = 32 << 20  # as sent, and after unpacking
+ANSWER_MEMORY_BYTES = 96 << 20  # in memory; a page of 5000 whole records weighs 72 MiB
 ANSWER_STEP = 1 << 16
 RETRY_AFTER_TOP_S = 3600.0
 PASSING_STATUSES = (408, 425, 429, 502, 503, 504)  # without our JSON: something before the host
@@ -4549,18 +4549,27 @@ class JsonClient:
         status = response.status
         retry_after_s = parse_retry_after(response.getheader("Retry-After"))
         try:
-            if (response.getheader("Content-Encoding") or "").lower() in ("gzip", "x-gzip"):
-                data = gunzip_bounded(data, self.answer_bytes)
-            answer = parse_json_bounded(data, tokens=ANSWER_TOKENS)
+            answer = self._parsed(response, data)
             why = f"the answer ({status}) is JSON, but has no \"ok\""
         except BodyError as error:
             answer = None
-            why = f"the answer ({status}) is not JSON ({error.detail or error.error})"
+            what = "too large" if error.status == 413 else "not JSON"
+            why = f"the answer ({status}) is {what} ({error.detail or error.error})"
         failure = self._failure(response, answer, why, need_ok)
         if failure is None:
             return answer
         failure.retry_after_s = retry_after_s
         raise failure
+
+    def _parsed(self, response, data):
+        """The value of the answer's JSON, or BodyError; weighed before it is made."""
+        packed = (response.getheader("Content-Encoding") or "").lower() in ("gzip", "x-gzip")
+        weight = JsonWeight()
+        for piece in gunzip_pieces(data, self.answer_bytes) if packed else [data]:
+            weight.add(piece)
+        if weight.memory_bytes() + packed * len(data) > ANSWER_MEMORY_BYTES:
+            raise BodyError(413, "the answer is too large", "it would take too much memory")
+        return parse_json_bounded(gunzip_whole(data, self.answer_bytes) if packed else data)
 
     def _failure(self, response, answer, why: str, need_ok: bool) -> PeerError | None:
         status = response.status

@@ -22,6 +22,7 @@ from .catalog_tallies import read_meta
 from .scan_common import join_rel
 
 COMPARE_FILES = 50_000  # a page of folders ends once it has looked at this many files
+PAGE_STREAMS_CHARS = 4 << 20  # a page of whole records ends after this much of what ffprobe said
 
 
 def read_agent_root(db, agent: CatalogAgent, path: str, volume: str | None,
@@ -73,10 +74,23 @@ def name_page(db, words: dict, root: CatalogRoot, folder: str, after: str | None
         " WHERE folder = ? AND state = 0 AND name > ? ORDER BY name LIMIT ?",
         (row[0], after or "", limit)).fetchall()
     if full:
-        files = [whole_record(db, words, root, folder, FileRow(*one)) for one in rows]
+        files = whole_records(db, words, root, folder, rows)
     else:
         files = [{"name": one[0]} for one in rows]
-    return {"files": files, "next": files[-1]["name"] if len(rows) == limit else None}
+    more = len(rows) == limit or len(files) < len(rows)
+    return {"files": files, "next": files[-1]["name"] if more else None}
+
+
+def whole_records(db, words: dict, root: CatalogRoot, folder: str, rows: list) -> list:
+    """Records of the rows, or of the first of them: a page stays small whatever ffprobe said."""
+    records, streams_chars = [], 0
+    for one in rows:
+        record = whole_record(db, words, root, folder, FileRow(*one))
+        records.append(record)
+        streams_chars += len((record.get("metadata") or {}).get("streams_json") or "")
+        if streams_chars > PAGE_STREAMS_CHARS:
+            break
+    return records
 
 
 def whole_record(db, words: dict, root: CatalogRoot, folder: str, row: FileRow) -> dict:

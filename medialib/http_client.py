@@ -13,13 +13,20 @@ import threading
 import time
 
 from .base import VERSION, MedialibError, UsageError
-from .http_body import BodyError, gunzip_bounded, gzip_packed, parse_json_bounded
+from .http_body import (
+    BodyError,
+    JsonWeight,
+    gunzip_pieces,
+    gunzip_whole,
+    gzip_packed,
+    parse_json_bounded,
+)
 from .http_deadline import DeadlineConnection
 from .http_gate import format_address, tls_client_context
 from .late import email, http, ipaddress, random, socket
 
-ANSWER_BYTES = 64 << 20
-ANSWER_TOKENS = 4_000_000
+ANSWER_BYTES = 32 << 20  # as sent, and after unpacking
+ANSWER_MEMORY_BYTES = 96 << 20  # in memory; a page of 5000 whole records weighs 72 MiB
 ANSWER_STEP = 1 << 16
 RETRY_AFTER_TOP_S = 3600.0
 PASSING_STATUSES = (408, 425, 429, 502, 503, 504)  # without our JSON: something before the host
@@ -241,18 +248,27 @@ class JsonClient:
         status = response.status
         retry_after_s = parse_retry_after(response.getheader("Retry-After"))
         try:
-            if (response.getheader("Content-Encoding") or "").lower() in ("gzip", "x-gzip"):
-                data = gunzip_bounded(data, self.answer_bytes)
-            answer = parse_json_bounded(data, tokens=ANSWER_TOKENS)
+            answer = self._parsed(response, data)
             why = f"the answer ({status}) is JSON, but has no \"ok\""
         except BodyError as error:
             answer = None
-            why = f"the answer ({status}) is not JSON ({error.detail or error.error})"
+            what = "too large" if error.status == 413 else "not JSON"
+            why = f"the answer ({status}) is {what} ({error.detail or error.error})"
         failure = self._failure(response, answer, why, need_ok)
         if failure is None:
             return answer
         failure.retry_after_s = retry_after_s
         raise failure
+
+    def _parsed(self, response, data):
+        """The value of the answer's JSON, or BodyError; weighed before it is made."""
+        packed = (response.getheader("Content-Encoding") or "").lower() in ("gzip", "x-gzip")
+        weight = JsonWeight()
+        for piece in gunzip_pieces(data, self.answer_bytes) if packed else [data]:
+            weight.add(piece)
+        if weight.memory_bytes() + packed * len(data) > ANSWER_MEMORY_BYTES:
+            raise BodyError(413, "the answer is too large", "it would take too much memory")
+        return parse_json_bounded(gunzip_whole(data, self.answer_bytes) if packed else data)
 
     def _failure(self, response, answer, why: str, need_ok: bool) -> PeerError | None:
         status = response.status

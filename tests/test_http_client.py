@@ -403,6 +403,21 @@ def test_a_call_may_have_its_own_deadline():
         liar.close()
 
 
+def test_the_largest_honest_page_is_taken():
+    """Five thousand whole records; a host sends fewer where ffprobe said much of each."""
+    record = {"name": "Episode 07.mkv", "kind": "video", "path": "/srv/media/" + "a name/" * 20,
+              "size": 1 << 34, "mtime": 1700000000.123, "ctime": 1700000000.125, "ext": ".mkv",
+              "inode_key": "17179869184:1700000000123000000:123456:2049",
+              "hashes": {"algo": "sha256", "sample_size": 65536, "sample_hash": "ab" * 32,
+                         "full_hash": "cd" * 32},
+              "metadata": {"duration": 1.5, "container": "matroska", "video_codec": "h264",
+                           "audio_codecs": ["aac", "ac3"], "width": 1920, "height": 1080,
+                           "bitrate": 1000, "streams_json": json.dumps([{"index": 0}] * 20)}}
+    page = {"ok": True, "files": [record] * 5000, "next": None}
+    with answering(http_answer(json.dumps(page).encode())) as liar:
+        assert JsonClient(liar.url, timeout_s=20).post("/ingest/names", {}) == page
+
+
 def test_an_answer_without_end_is_cut():
     def talk(sock, number):
         forever(sock, b"HTTP/1.1 200 OK\r\n\r\n", b" " * 1_000_000, 0)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from medialib import catalog_compare
 from medialib.catalog_rows import row_inode_key
 from medialib.catalog_schema import ALGO_NAMES, KIND_NAMES
 from medialib.catalog_settings import store_settings
@@ -397,3 +398,20 @@ def test_a_mount_point_without_its_disk_is_another_root(world):
     asked = {"agent": {"id": "a-1", "name": "box"}, "root": "/m", "folder": ""}
     assert [[file["name"] for file in ingest.names({**asked, **volume}, "10.0.0.1")["files"]]
             for volume in (disk, below)] == [["a.mkv"], ["below.txt"]]
+
+
+def test_a_page_of_whole_records_ends_where_ffprobe_said_much(world, monkeypatch):
+    """A page is never larger than its reader takes, and all of them together are the whole."""
+    monkeypatch.setattr(catalog_compare, "PAGE_STREAMS_CHARS", 1000)
+    _, ingest = world
+    names = [f"{number}.mkv" for number in range(9)]
+    said = {"duration": 1.5, "streams_json": json.dumps([{"tags": "x" * 380}])}
+    ingest.batch(batch([record(f"/m/{name}", metadata=said) for name in names]), "10.0.0.1")
+    asked = {"agent": {"id": "a-1", "name": "box"}, "root": "/m", "folder": "", "full": True}
+    found, after = [], ""
+    while after is not None:
+        page = ingest.names({**asked, "after": after}, "10.0.0.1")
+        assert 0 < len(page["files"]) <= 3
+        found += [file["name"] for file in page["files"]]
+        after = page["next"]
+    assert found == names

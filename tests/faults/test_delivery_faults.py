@@ -332,6 +332,67 @@ def peak_mib(agent) -> int:
         return next(int(line.split()[1]) >> 10 for line in status if line.startswith("VmHWM"))
 
 
+class Heavy(Endless):
+    """Good answers, with much more in them than anybody asked for."""
+
+    more = b"0"
+    packed = False
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = (b'{"ok": true, "library_id": "heavy", "protocol": 1, "config": {}, "commands": [],'
+                b' "processed": 20, "errors": [], "folders": [], "next": null, "x": '
+                + self.more + b"}")
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        if self.packed:
+            body = gzip.compress(body, 1)
+            self.send_header("Content-Encoding", "gzip")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            self.wfile.write(body)
+
+    do_GET = do_POST
+
+
+class ManyLists(Heavy):
+    more = b"[" + b"[]," * (4 << 20) + b"0]"
+    packed = True
+
+
+class ManyDicts(Heavy):
+    more = b"[" + (b'{"":' * 60 + b"1" + b"}" * 60 + b",") * 16_000 + b"0]"
+
+
+class FewerDicts(Heavy):
+    """As many as are taken."""
+
+    more = b"[" + (b'{"":' * 60 + b"1" + b"}" * 60 + b",") * 4000 + b"0]"
+
+
+class WideText(Heavy):
+    """One letter of four bytes makes every other as large."""
+
+    more = b'"\\ud83d\\ude00' + b"x" * (24 << 20) + b'"'
+
+
+@pytest.mark.parametrize("handler", [ManyLists, ManyDicts, FewerDicts, WideText])
+def test_heavy_answers_are_not_made_in_memory(world, handler):
+    one = world.tree("first", 20, 0)
+    with serving(handler) as url:
+        agent = world.agent(url, one.root).start()
+        end = time.monotonic() + 2.5
+        while time.monotonic() < end:
+            agent.stats()
+            time.sleep(0.1)
+        peak = peak_mib(agent)
+        print(f"{handler.__name__}: peak {peak} MiB")
+        assert peak < 160
+        assert "Traceback" not in agent.output()
+        assert agent.stop() == 0
+
+
 @pytest.mark.parametrize("handler", [Flood, Endless])
 def test_answer_that_never_ends(world, handler):
     """The control port answers at once all the time, memory stays small, SIGTERM ends it."""
