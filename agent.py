@@ -18,40 +18,40 @@ here, `there` where in the module: that maps a traceback back.
     1984     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
     2164     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
     2397     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2652     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
-    2865     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    3074     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    3215     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3470     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3550     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    3934     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
-    4329     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4638     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    4755     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    4889     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
-    5032     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
-    5119     19  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    5456      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5716     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    6002     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6350     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6408     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6551     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    6871     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    6995     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    7104     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    7533     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7841     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    8051     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    8403     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    8577     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    8955     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
-    8985     15  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
-    9047     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
-    9112     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
-    9337     45  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
+    2661     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
+    2874     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    3083     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3224     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3479     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3559     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    3943     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
+    4338     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4647     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    4764     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    4898     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
+    5041     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
+    5128     19  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    5465      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5725     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    6011     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6359     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6417     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6560     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    6880     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    7004     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    7113     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    7542     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7850     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    8060     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    8412     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    8586     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    8964     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
+    8994     15  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
+    9056     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
+    9121     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
+    9346     45  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
 """
-# sha256 of all below this line: e0f03b584f38edf8e71f981752f7586f1afc7e8e6cdece8ccb46a3df82c9474e
+# sha256 of all below this line: de2736c65406fb25080682f9d39ae27f27b48a0c08ac8b50a8ec6e54d4ee19c0
 
 from __future__ import annotations
 
@@ -2411,6 +2411,16 @@ def explain_sqlite_error(error: sqlite3.Error, path: str) -> StoreError:
     return StoreError(f"{path} cannot be used: {text}")
 
 
+def keep_private(path: str) -> None:
+    """For its owner alone, before SQLite opens it: the log beside it gets the same rights."""
+    with contextlib.suppress(OSError):
+        if os.path.isfile(path):
+            os.chmod(path, 0o600)
+            return
+        # Only where it is new: closing a file ends the locks that others here hold on it.
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+
+
 class StoreConnection:
     """One writing connection. Use `with store.atomic() as db:`; it may be nested and is re-entrant.
 
@@ -2422,6 +2432,8 @@ class StoreConnection:
         self.path = path
         self.lock = threading.RLock()
         self._depth = 0
+        if path:
+            keep_private(path)
         try:
             self.db = sqlite3.connect(
                 path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False,
@@ -2431,9 +2443,6 @@ class StoreConnection:
             self.db.execute("SELECT count(*) FROM sqlite_master").fetchone()
         except sqlite3.Error as error:
             raise explain_sqlite_error(error, path) from error
-        if path:
-            with contextlib.suppress(OSError):
-                os.chmod(path, 0o600)
 
     def _set_pragmas(self, synchronous: str, cache_kib: int) -> None:
         self.db.execute("PRAGMA journal_mode=WAL")

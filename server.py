@@ -18,87 +18,87 @@ here, `there` where in the module: that maps a traceback back.
     2045     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
     2225     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
     2458     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2713     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
-    2926     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    3135     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    3276     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3531     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3611     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    3995     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
-    4390     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4699     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    4816     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    4950     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
-    5093     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
-    5180     19  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    5517      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5777     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    6063     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6411     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6469     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6612     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    6932     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    7056     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    7165     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    7594     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7902     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    8112     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    8464     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    8638     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    9016     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
-    9046     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
-    9308     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
-    9489     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
-    9818     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
-    9992     32  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
-   10415     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
-   10659     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
-   10791     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
-   10845     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
-   10945     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
-   11057     11  medialib/catalog_show.py: Files as the API shows them.
-   11104     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
-   11318     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
-   11386     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
-   11485     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
-   11745     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
-   11898     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
-   12092     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
-   12221     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
-   12579     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
-   12648     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
-   12941     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
-   13044     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
-   13077     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
-   13234      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
-   13465      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
-   13502      9  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
-   13608     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
-   13732     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
-   13907     10  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
-   13938     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
-   14192     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   14406     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   14447     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   14664     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
-   14895     15  medialib/ingest_outline.py: The outline of what agents send: who speaks, of which root, how much; all but the records.
-   15018     44  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   15321     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   15433      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   15474      1  medialib/web/: The files of the web UI.
-   19689     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   19788     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   19859     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   20031     14  medialib/server_turns.py: Lists of the catalogue are made a few at a time, however many ask at once.
-   20057     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   20145     18  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   20292      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   20373      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   20416     47  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   20727     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
-   20752     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+    2722     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
+    2935     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    3144     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3285     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3540     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3620     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    4004     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
+    4399     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4708     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    4825     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    4959     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
+    5102     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
+    5189     19  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    5526      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5786     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    6072     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6420     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6478     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6621     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    6941     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    7065     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    7174     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    7603     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7911     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    8121     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    8473     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    8647     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    9025     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
+    9055     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
+    9317     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
+    9498     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
+    9827     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
+   10001     32  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
+   10424     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
+   10668     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
+   10800     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
+   10854     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
+   10954     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
+   11066     11  medialib/catalog_show.py: Files as the API shows them.
+   11113     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
+   11327     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
+   11395     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
+   11494     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
+   11754     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
+   11907     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
+   12101     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
+   12230     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
+   12588     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
+   12657     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
+   12950     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
+   13053     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
+   13086     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
+   13243      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
+   13474      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
+   13511      9  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
+   13617     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
+   13741     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
+   13916     10  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
+   13947     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
+   14201     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   14415     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   14456     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   14673     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   14904     15  medialib/ingest_outline.py: The outline of what agents send: who speaks, of which root, how much; all but the records.
+   15027     44  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   15330     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   15442      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   15483      1  medialib/web/: The files of the web UI.
+   19698     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   19797     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   19868     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   20040     14  medialib/server_turns.py: Lists of the catalogue are made a few at a time, however many ask at once.
+   20066     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   20154     18  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   20301      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   20382      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   20425     47  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   20736     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
+   20761     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: 3ecdd111003f591eb8d8961b631821b817a8d1ef4a289a0d109f66674d1bc932
+# sha256 of all below this line: 48d87bc89600780452a5af5d53044121fd4cb8561fb9eef822f3f8d4c1a88450
 
 from __future__ import annotations
 
@@ -2472,6 +2472,16 @@ def explain_sqlite_error(error: sqlite3.Error, path: str) -> StoreError:
     return StoreError(f"{path} cannot be used: {text}")
 
 
+def keep_private(path: str) -> None:
+    """For its owner alone, before SQLite opens it: the log beside it gets the same rights."""
+    with contextlib.suppress(OSError):
+        if os.path.isfile(path):
+            os.chmod(path, 0o600)
+            return
+        # Only where it is new: closing a file ends the locks that others here hold on it.
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+
+
 class StoreConnection:
     """One writing connection. Use `with store.atomic() as db:`; it may be nested and is re-entrant.
 
@@ -2483,6 +2493,8 @@ class StoreConnection:
         self.path = path
         self.lock = threading.RLock()
         self._depth = 0
+        if path:
+            keep_private(path)
         try:
             self.db = sqlite3.connect(
                 path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False,
@@ -2492,9 +2504,6 @@ class StoreConnection:
             self.db.execute("SELECT count(*) FROM sqlite_master").fetchone()
         except sqlite3.Error as error:
             raise explain_sqlite_error(error, path) from error
-        if path:
-            with contextlib.suppress(OSError):
-                os.chmod(path, 0o600)
 
     def _set_pragmas(self, synchronous: str, cache_kib: int) -> None:
         self.db.execute("PRAGMA journal_mode=WAL")

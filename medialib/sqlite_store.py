@@ -36,6 +36,16 @@ def explain_sqlite_error(error: sqlite3.Error, path: str) -> StoreError:
     return StoreError(f"{path} cannot be used: {text}")
 
 
+def keep_private(path: str) -> None:
+    """For its owner alone, before SQLite opens it: the log beside it gets the same rights."""
+    with contextlib.suppress(OSError):
+        if os.path.isfile(path):
+            os.chmod(path, 0o600)
+            return
+        # Only where it is new: closing a file ends the locks that others here hold on it.
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+
+
 class StoreConnection:
     """One writing connection. Use `with store.atomic() as db:`; it may be nested and is re-entrant.
 
@@ -47,6 +57,8 @@ class StoreConnection:
         self.path = path
         self.lock = threading.RLock()
         self._depth = 0
+        if path:
+            keep_private(path)
         try:
             self.db = sqlite3.connect(
                 path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False,
@@ -56,9 +68,6 @@ class StoreConnection:
             self.db.execute("SELECT count(*) FROM sqlite_master").fetchone()
         except sqlite3.Error as error:
             raise explain_sqlite_error(error, path) from error
-        if path:
-            with contextlib.suppress(OSError):
-                os.chmod(path, 0o600)
 
     def _set_pragmas(self, synchronous: str, cache_kib: int) -> None:
         self.db.execute("PRAGMA journal_mode=WAL")

@@ -412,6 +412,39 @@ def test_answer_that_never_ends(world, handler):
         assert "Traceback" not in agent.output()
 
 
+@contextlib.contextmanager
+def slow_link(port: int, bytes_s: int):
+    """The URL of a relay to this port that lets so many bytes through in a second each way."""
+    def pump(source, target) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(max(1, bytes_s // 20)):
+                target.sendall(data)
+                time.sleep(len(data) / bytes_s)
+            target.shutdown(socket.SHUT_WR)
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = listener.accept()
+                far = socket.create_connection(("127.0.0.1", port))
+                for ends in ((near, far), (far, near)):
+                    threading.Thread(target=pump, args=ends, daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=accept, daemon=True).start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_slow_link_delivers_everything(world):
+    """Twenty thousand bytes a second: it takes longer, and that is all."""
+    one = world.tree("first", 150, 2)
+    host = world.host().start()
+    with slow_link(host.port, 20_000) as url:
+        world.scan(world.once(url, one.root))
+    world.exact(host, "box", one.root)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("accepts", [True, False])
 def test_black_hole(world, accepts):

@@ -22,6 +22,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
+from medialib.http_client import JsonClient
 from tests import processes, support
 from tests.faults import harness
 
@@ -483,6 +484,35 @@ def test_agent_control_port_answers_its_host_only(world):
         agent.kill()
         second.kill()
         host.kill()
+
+
+def test_over_tls_and_with_private_files_whatever_the_umask(world, certificate):
+    """https:// with --cafile from end to end; plain HTTP gets nothing there."""
+    cert, key = certificate
+    one = world.tree("first", 10, 1)
+    old = os.umask(0)
+    try:
+        host = world.host("--certfile", cert, "--keyfile", key).start(ready=False)
+        support.wait_until(lambda: "Open https://" in host.output(), 20)
+        url = f"https://localhost:{host.port}"
+        agent = world.once(url, one.root, "--cafile", cert)
+        assert agent.run() == 0, agent.output()
+    finally:
+        os.umask(old)
+    answer = JsonClient(url, cafile=cert).post("/api/summary", {})
+    assert answer["files"] == len(one.files())
+    assert status_of(exchange(host, head("/health", method="GET"))) != 200
+    for data in (host.data, agent.data):
+        assert data.stat().st_mode & 0o777 == 0o700
+        assert {path.name for path in data.rglob("*")
+                if path.is_file() and path.stat().st_mode & 0o077} == set()
+
+
+def test_another_name_is_known_after_host_name(world):
+    host = world.host("--host-name", "media.example").start()
+    for name, status in (("media.example", 200), ("other.example", 421)):
+        assert status_of(exchange(host, head("/health", "Connection: close", host=name,
+                                             method="GET"))) == status
 
 
 def test_names_are_text_everywhere(world):
