@@ -98,7 +98,7 @@ here, `there` where in the module: that maps a traceback back.
    20736     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
    20761     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: 48d87bc89600780452a5af5d53044121fd4cb8561fb9eef822f3f8d4c1a88450
+# sha256 of all below this line: 93201db1e6005661186f5e34fa6bb3f061fb82c9a878fa40bc94a0611bedc94d
 
 from __future__ import annotations
 
@@ -20222,7 +20222,7 @@ class Export:
         if not isinstance(self.format, str) or self.format not in EXPORT_TYPES:
             raise FilterError("format must be csv or jsonl")
         self.what = body.get("what", "files")
-        if self.what not in EXPORT_WHATS:
+        if not isinstance(self.what, str) or self.what not in EXPORT_WHATS:
             raise FilterError("what must be files, duplicates or folders")
         self.lines = CsvLines(EXPORT_WHATS[self.what], bool(body.get("raw")))
         with turns.holding():  # a wrong filter is refused before anything is sent

@@ -86,7 +86,7 @@ class Export:
         if not isinstance(self.format, str) or self.format not in EXPORT_TYPES:
             raise FilterError("format must be csv or jsonl")
         self.what = body.get("what", "files")
-        if self.what not in EXPORT_WHATS:
+        if not isinstance(self.what, str) or self.what not in EXPORT_WHATS:
             raise FilterError("what must be files, duplicates or folders")
         self.lines = CsvLines(EXPORT_WHATS[self.what], bool(body.get("raw")))
         with turns.holding():  # a wrong filter is refused before anything is sent

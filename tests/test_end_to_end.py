@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -424,18 +425,25 @@ def another_server(status: int, content_type: str, text: bytes):
     server.server_close()
 
 
-@pytest.mark.parametrize(("status", "kind", "text"), [
+OTHER_ANSWERS = [
     (200, "text/html", b"<html>Please log in</html>"),
     (404, "text/html", b"<html>not here</html>"),
     (200, "application/json", b'{"hello": "world"}'),
-])
-def test_host_that_is_not_medialib(tmp_path, machines, way, status, kind, text):
+]
+
+
+def test_host_that_is_not_medialib(tmp_path, machines, way):
+    """All at once: each agent waits some seconds for its host to become another."""
     one = tree(tmp_path, "first", 5, 0, odd_names=False)
-    with another_server(status, kind, text) as url:
-        agent = machines.agent(url, one.root, "--once", **way)
-        assert agent.run() in (1, 3), agent.output()
-    assert "answers, but is not a medialib host" in agent.output()
-    assert "Traceback" not in agent.output()
+    with contextlib.ExitStack() as servers, ThreadPoolExecutor() as pool:
+        agents = [machines.agent(servers.enter_context(another_server(*answer)), one.root,
+                                 "--once", name=f"agent {number}", **way)
+                  for number, answer in enumerate(OTHER_ANSWERS)]
+        codes = list(pool.map(lambda agent: agent.run(), agents))
+    for answer, agent, code in zip(OTHER_ANSWERS, agents, codes):
+        assert code in (1, 3), (answer, agent.output())
+        assert "answers, but is not a medialib host" in agent.output(), answer
+        assert "Traceback" not in agent.output(), answer
 
 
 @pytest.mark.parametrize("name", ["agent", "server"])

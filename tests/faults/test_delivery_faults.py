@@ -215,6 +215,7 @@ def media_paths(one) -> list:
     return [path for path in one.files() if "@eaDir" not in str(path)]
 
 
+@pytest.mark.long
 def test_host_away_for_a_week_of_changes(world):
     """What waits is bounded by the number of paths there were, not of changes."""
     one = world.tree("first", 60, 1)
@@ -223,7 +224,7 @@ def test_host_away_for_a_week_of_changes(world):
     host.kill()
     agent = world.agent(host, one.root).start()
     paths = set()
-    for _ in range(40 if support.LONG else 8):
+    for _ in range(40):
         paths.update(one.files())
         for path in one.files()[:30]:
             with path.open("ab") as file:
