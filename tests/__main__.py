@@ -34,7 +34,7 @@ TOOLS = {  # command → Debian's package
     "mkfs.ext4": "e2fsprogs", "mkfs.xfs": "xfsprogs", "mkfs.btrfs": "btrfs-progs",
     "mkfs.vfat": "dosfstools", "setpriv": "util-linux", "losetup": "mount",
 }
-WORKERS = 3  # for two cores: half of the time the tests wait for programs that wait themselves
+WORKERS = 2
 
 
 def say(text: str) -> None:

@@ -432,6 +432,7 @@ OTHER_ANSWERS = [
 ]
 
 
+@pytest.mark.parametrize("way", WAYS[1:], indirect=True, ids="-".join)
 def test_host_that_is_not_medialib(tmp_path, machines, way):
     """All at once: each agent waits some seconds for its host to become another."""
     one = tree(tmp_path, "first", 5, 0, odd_names=False)

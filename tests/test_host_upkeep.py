@@ -439,6 +439,13 @@ def zero_page(path, table: str) -> None:
         file.write(bytes(size))
 
 
+def is_idle(catalog) -> bool:
+    """Nothing is left that the writing thread would read of its own accord."""
+    with catalog.reader() as db:
+        values = dict(db.execute("SELECT name, value FROM counter"))
+    return values["searchable"] == values["file"]
+
+
 @pytest.fixture
 def damaged(tmp_path, monkeypatch):
     """damaged(table) -> (Catalog, ToyAgent) of a file that counts as large, one page zeroed;
@@ -450,6 +457,7 @@ def damaged(tmp_path, monkeypatch):
         path = tmp_path / "medialib.db"
         catalog, ingest = open_world(path)
         agent = filled(ingest, 3000)
+        support.wait_until(lambda: is_idle(catalog), 20, "all names to be indexed")
         catalog.close()
         zero_page(path, table)
         monkeypatch.setattr(catalog_check, "CHECKED_FIRST_PAGES", 10)

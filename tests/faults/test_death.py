@@ -65,7 +65,7 @@ def killed_at_every(world, call: str, count: int, *, fresh: bool) -> None:
     nearly_all(died, points)
 
 
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("call", harness.either(["sendto", "pwrite64"], CALLS))
 def test_agent_killed_at_the_nth_call(world, call):
     killed_at_every(world, call, POINTS, fresh=True)
 
@@ -114,7 +114,7 @@ def host_killed_at_every(world, call: str, count: int) -> None:
     nearly_all(died, points)
 
 
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("call", harness.either(["sendto", "fdatasync"], CALLS))
 def test_host_killed_at_the_nth_call(world, call):
     host_killed_at_every(world, call, POINTS)
 

@@ -79,6 +79,7 @@ FAULTS = ["drop", "drop after", "twice", "late", refusal(503, Retry_After="1"), 
           (200, {}, b'{"ok": tr'), (200, {}, b"[]"), (200, {}, b"")]
 
 
+@pytest.mark.long
 def test_a_line_that_fails_in_every_way(world):
     one = world.tree("first", 150 if support.LONG else 40, 2)
     host = world.host().start()

@@ -14,6 +14,9 @@ import pytest
 from tests import media, processes, support
 from tests.faults import harness
 
+# Orphans are looked for among all processes: two of these tests must not run at the same time.
+pytestmark = pytest.mark.xdist_group("ffprobe")
+
 FAKE = r'''#!{python}
 import json, os, signal, subprocess, sys, time
 if "-version" in sys.argv:
