@@ -61,44 +61,44 @@ here, `there` where in the module: that maps a traceback back.
    11327     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
    11395     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
    11494     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
-   11754     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
-   11907     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
-   12101     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
-   12230     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
-   12588     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
-   12657     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
-   12950     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
-   13053     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
-   13086     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
-   13243      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
-   13474      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
-   13511      9  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
-   13617     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
-   13741     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
-   13916     10  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
-   13947     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
-   14201     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   14415     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   14456     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   14673     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
-   14904     15  medialib/ingest_outline.py: The outline of what agents send: who speaks, of which root, how much; all but the records.
-   15027     44  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   15330     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   15442      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   15483      1  medialib/web/: The files of the web UI.
-   19698     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   19797     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   19868     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   20040     14  medialib/server_turns.py: Lists of the catalogue are made a few at a time, however many ask at once.
-   20066     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   20154     18  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   20301      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   20382      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   20425     47  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   20736     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
-   20761     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+   11759     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
+   11912     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
+   12106     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
+   12235     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
+   12593     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
+   12662     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
+   12955     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
+   13058     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
+   13091     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
+   13248      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
+   13479      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
+   13516      9  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
+   13622     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
+   13746     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
+   13921     10  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
+   13952     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
+   14206     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   14420     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   14461     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   14678     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   14909     15  medialib/ingest_outline.py: The outline of what agents send: who speaks, of which root, how much; all but the records.
+   15032     44  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   15335     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   15447      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   15488      1  medialib/web/: The files of the web UI.
+   19703     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   19802     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   19873     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   20045     14  medialib/server_turns.py: Lists of the catalogue are made a few at a time, however many ask at once.
+   20071     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   20159     18  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   20306      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   20387      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   20430     47  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   20741     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
+   20766     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: 93201db1e6005661186f5e34fa6bb3f061fb82c9a878fa40bc94a0611bedc94d
+# sha256 of all below this line: 547de8ee149615d1e44f4e4630d7ab445580babf06cae7256c54761760eab6de
 
 from __future__ import annotations
 
@@ -11531,6 +11531,7 @@ class Catalog:
         self.check: BackgroundCheck | None = None
         self.agents_changed = 0  # counts, for those who show agents and settings
         self.seq = 0  # the highest committed number, for those who wait for changes
+        self._seq_lock = threading.Lock()  # guards seq
         self._readers: queue.LifoQueue = queue.LifoQueue()
         self._words: dict = {}  # committed words by number; only ever added to
         self._words_lock = threading.Lock()  # guards _words
@@ -11586,14 +11587,18 @@ class Catalog:
 
     def change(self, work):
         """`write`, with a ChangeSet: `work(changes)` may apply files and take numbers."""
-        return self.write(lambda db: self._run_change(db, work))
+        result, seq = self.write(lambda db: self._run_change(db, work))
+        # Only now: whoever sees a new number must find its changes when he reads.
+        with self._seq_lock:
+            self.seq = max(self.seq, seq)
+        return result
 
-    def _run_change(self, db, work):
+    def _run_change(self, db, work) -> tuple:
+        """(result, number of its last change)"""
         changes = ChangeSet(db, self.tools, self.clock())
         result = work(changes)
         changes.finish()
-        self.seq = changes.counters.values["seq"]
-        return result
+        return result, changes.counters.values["seq"]
 
     def _idle(self, db) -> float | None:
         """Index names and count large groups, a little at a time."""

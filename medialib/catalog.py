@@ -71,6 +71,7 @@ class Catalog:
         self.check: BackgroundCheck | None = None
         self.agents_changed = 0  # counts, for those who show agents and settings
         self.seq = 0  # the highest committed number, for those who wait for changes
+        self._seq_lock = threading.Lock()  # guards seq
         self._readers: queue.LifoQueue = queue.LifoQueue()
         self._words: dict = {}  # committed words by number; only ever added to
         self._words_lock = threading.Lock()  # guards _words
@@ -126,14 +127,18 @@ class Catalog:
 
     def change(self, work):
         """`write`, with a ChangeSet: `work(changes)` may apply files and take numbers."""
-        return self.write(lambda db: self._run_change(db, work))
+        result, seq = self.write(lambda db: self._run_change(db, work))
+        # Only now: whoever sees a new number must find its changes when he reads.
+        with self._seq_lock:
+            self.seq = max(self.seq, seq)
+        return result
 
-    def _run_change(self, db, work):
+    def _run_change(self, db, work) -> tuple:
+        """(result, number of its last change)"""
         changes = ChangeSet(db, self.tools, self.clock())
         result = work(changes)
         changes.finish()
-        self.seq = changes.counters.values["seq"]
-        return result
+        return result, changes.counters.values["seq"]
 
     def _idle(self, db) -> float | None:
         """Index names and count large groups, a little at a time."""

@@ -256,6 +256,21 @@ def test_hard_links_and_empty_files_are_no_duplicates(world):
     check_catalogue_sums(catalog.path)
 
 
+def test_a_number_is_not_told_before_its_transaction_is_committed(world):
+    """Whoever waits for changes would read too early, and then wait for the next one."""
+    catalog, _ = world
+    seen = [catalog.seq]
+
+    def work(db):
+        catalog._run_change(db, lambda changes: changes.counters.next("seq"))
+        seen.append(catalog.seq)
+
+    catalog.write(work)
+    assert seen[0] == seen[1]
+    number = catalog.change(lambda changes: changes.counters.next("seq"))
+    assert catalog.seq == number == seen[0] + 2
+
+
 def test_forgetting_removes_rows_and_all_their_sums(world):
     catalog, ingest = world
     agent, other = ToyAgent(ingest), ToyAgent(ingest, "other", "/more")
