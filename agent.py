@@ -8,50 +8,50 @@ here, `there` where in the module: that maps a traceback back.
     line  there  section
      114      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
      164     13  medialib/late.py: Modules of the standard library that are slow to import and that many runs do not need.
-     200     24  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
-     486     19  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
-     845     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
-    1085     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
-    1431     19  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
-    1745     25  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
-    1948     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
-    1984     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
-    2164     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
-    2397     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2661     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
-    2874     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    3083     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    3224     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3479     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3559     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    3943     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
-    4338     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4647     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    4764     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    4898     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
-    5041     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
-    5128     19  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    5465      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5725     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    6011     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6359     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6417     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6560     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    6880     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    7004     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    7113     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    7542     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7850     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    8060     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    8412     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    8586     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    8964     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
-    8994     15  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
-    9056     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
-    9121     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
-    9346     45  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
+     206     24  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
+     492     19  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
+     851     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
+    1091     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
+    1437     19  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
+    1751     25  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
+    1956     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
+    1992     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
+    2172     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
+    2405     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
+    2669     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
+    2882     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    3091     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3232     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3487     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3567     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    3951     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
+    4346     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4655     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    4772     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    4906     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
+    5049     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
+    5136     19  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    5473      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5734     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    6020     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6368     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6426     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6569     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    6889     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    7013     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    7122     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    7551     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7859     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    8069     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    8421     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    8595     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    8973     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
+    9003     15  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
+    9065     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
+    9130     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
+    9355     45  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
 """
-# sha256 of all below this line: de2736c65406fb25080682f9d39ae27f27b48a0c08ac8b50a8ec6e54d4ee19c0
+# sha256 of all below this line: a9d2948d539d2b295103c09c19f22a022dd01445f6d476747e80f2c219eded18
 
 from __future__ import annotations
 
@@ -161,6 +161,9 @@ class NewerStoreError(StoreError):
 # Modules of the standard library that are slow to import and that many runs do not need.
 # =================================================================================================
 
+_ASKED_FOR_EACH_FILE = frozenset(["blake2b", "sha256"])
+
+
 class LateModule:
     """Stands for a module."""
 
@@ -171,7 +174,10 @@ class LateModule:
     def __getattr__(self, attribute: str):
         if self._late_module is None:
             self._late_module = __import__(self._late_name)
-        return getattr(self._late_module, attribute)
+        value = getattr(self._late_module, attribute)
+        if attribute in _ASKED_FOR_EACH_FILE:
+            setattr(self, attribute, value)  # found without this detour from now on
+        return value
 
 
 argparse = LateModule("argparse")
@@ -1817,9 +1823,8 @@ def open_unchanged(native_path: str, expected, *, follow: bool = False,
         descriptor = os.open(native_path, flags)
     try:
         seen = os.fstat(descriptor)
-        version = f"{seen.st_size}:{seen.st_mtime_ns}:{seen.st_ino}:"
-        if not inodes_stable:
-            version = f"{seen.st_size}:{seen.st_mtime_ns}:"
+        version = (f"{seen.st_size}:{seen.st_mtime_ns}:{seen.st_ino}:" if inodes_stable
+                   else f"{seen.st_size}:{seen.st_mtime_ns}:")
         if not expected.inode_key.startswith(version) or not stat.S_ISREG(seen.st_mode):
             raise FileChanging("the file changed since it was listed")
     except BaseException:
@@ -1863,10 +1868,13 @@ def sample_hash_file(native_path: str, expected, algo: str, sample_size: int, *,
     )
     try:
         hasher = new_hasher(algo)
-        if whole:
-            _feed_exactly(hasher, descriptor, size)
-        else:
+        if not whole:
             _feed_samples(hasher, descriptor, size, sample_size)
+        elif size:
+            data = os.read(descriptor, size)  # most files come whole with one call
+            hasher.update(data)
+            if len(data) != size:
+                _feed_exactly(hasher, descriptor, size - len(data))
         check_unchanged(descriptor, before)
     finally:
         os.close(descriptor)
@@ -5557,14 +5565,15 @@ class IndexWriter:
 
     def fresh_row(self, put: PutFile) -> tuple:
         """The values of FRESH_COLUMNS; the row counts in its root's sums from now on."""
-        found, facts, kind, key = put.found, put.facts, put.kind, put.found.inode_key
+        _, _, size, mtime, ctime, key, _ = put.found
+        facts, kind, root_id = put.facts, put.kind, put.root_id
         algo, sample_size, sample, full, at = facts or NO_FACTS
         digest = row_digest(put.rel, key, kind, algo, sample, full, put.probed)
-        self.cache.roots.add(put.root_id, found.size, digest)
+        self.cache.roots.add(root_id, size, digest)
         return (
-            put.path, key, found.size, found.mtime, found.ctime, int(facts is not None), algo,
-            sample_size, sample, full, self.now, at, put.root_id, put.folder_id, kind, put.reason,
-            int(put.racy), self.cache.next_rev(), signed_digest(digest), inode_number(key),
+            put.path, key, size, mtime, ctime, 0 if facts is None else 1, algo, sample_size, sample,
+            full, self.now, at, root_id, put.folder_id, kind, put.reason, 1 if put.racy else 0,
+            self.cache.next_rev(), signed_digest(digest), inode_number(key),
         )
 
     def index_row(self, put: PutFile, moved_from: str | None) -> tuple:

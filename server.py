@@ -8,97 +8,97 @@ here, `there` where in the module: that maps a traceback back.
     line  there  section
      175      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
      225     13  medialib/late.py: Modules of the standard library that are slow to import and that many runs do not need.
-     261     24  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
-     547     19  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
-     906     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
-    1146     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
-    1492     19  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
-    1806     25  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
-    2009     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
-    2045     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
-    2225     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
-    2458     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2722     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
-    2935     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    3144     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    3285     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3540     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3620     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    4004     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
-    4399     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4708     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    4825     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    4959     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
-    5102     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
-    5189     19  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    5526      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5786     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    6072     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6420     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6478     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6621     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    6941     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    7065     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    7174     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    7603     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7911     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    8121     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    8473     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    8647     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    9025     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
-    9055     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
-    9317     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
-    9498     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
-    9827     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
-   10001     32  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
-   10424     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
-   10668     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
-   10800     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
-   10854     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
-   10954     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
-   11066     11  medialib/catalog_show.py: Files as the API shows them.
-   11113     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
-   11327     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
-   11395     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
-   11494     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
-   11759     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
-   11912     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
-   12106     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
-   12235     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
-   12593     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
-   12662     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
-   12955     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
-   13058     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
-   13091     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
-   13248      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
-   13479      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
-   13516      9  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
-   13622     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
-   13746     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
-   13921     10  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
-   13952     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
-   14206     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   14420     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   14461     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   14678     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
-   14909     15  medialib/ingest_outline.py: The outline of what agents send: who speaks, of which root, how much; all but the records.
-   15032     44  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   15335     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   15447      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   15488      1  medialib/web/: The files of the web UI.
-   19703     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   19802     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   19873     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   20045     14  medialib/server_turns.py: Lists of the catalogue are made a few at a time, however many ask at once.
-   20071     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   20159     18  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   20306      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   20387      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   20430     47  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   20741     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
-   20766     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+     267     24  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
+     553     19  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
+     912     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
+    1152     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
+    1498     19  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
+    1812     25  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
+    2017     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
+    2053     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
+    2233     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
+    2466     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
+    2730     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
+    2943     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    3152     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3293     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3548     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3628     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    4012     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
+    4407     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4716     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    4833     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    4967     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
+    5110     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
+    5197     19  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    5534      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5795     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    6081     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6429     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6487     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6630     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    6950     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    7074     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    7183     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    7612     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7920     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    8130     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    8482     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    8656     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    9034     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
+    9064     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
+    9326     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
+    9507     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
+    9836     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
+   10010     32  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
+   10433     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
+   10677     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
+   10809     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
+   10863     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
+   10963     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
+   11075     11  medialib/catalog_show.py: Files as the API shows them.
+   11122     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
+   11336     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
+   11404     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
+   11503     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
+   11768     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
+   11921     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
+   12115     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
+   12244     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
+   12602     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
+   12671     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
+   12964     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
+   13067     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
+   13100     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
+   13257      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
+   13488      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
+   13525      9  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
+   13631     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
+   13755     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
+   13930     10  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
+   13961     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
+   14215     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   14429     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   14470     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   14687     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   14918     15  medialib/ingest_outline.py: The outline of what agents send: who speaks, of which root, how much; all but the records.
+   15041     44  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   15344     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   15456      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   15497      1  medialib/web/: The files of the web UI.
+   19712     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   19811     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   19882     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   20054     14  medialib/server_turns.py: Lists of the catalogue are made a few at a time, however many ask at once.
+   20080     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   20168     18  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   20315      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   20396      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   20439     47  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   20750     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
+   20775     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: 547de8ee149615d1e44f4e4630d7ab445580babf06cae7256c54761760eab6de
+# sha256 of all below this line: 2e7805fefbb3b8fe59288cbc7b10f5d3217fb5bbfa81e7f12ddd2148e9227869
 
 from __future__ import annotations
 
@@ -222,6 +222,9 @@ class NewerStoreError(StoreError):
 # Modules of the standard library that are slow to import and that many runs do not need.
 # =================================================================================================
 
+_ASKED_FOR_EACH_FILE = frozenset(["blake2b", "sha256"])
+
+
 class LateModule:
     """Stands for a module."""
 
@@ -232,7 +235,10 @@ class LateModule:
     def __getattr__(self, attribute: str):
         if self._late_module is None:
             self._late_module = __import__(self._late_name)
-        return getattr(self._late_module, attribute)
+        value = getattr(self._late_module, attribute)
+        if attribute in _ASKED_FOR_EACH_FILE:
+            setattr(self, attribute, value)  # found without this detour from now on
+        return value
 
 
 argparse = LateModule("argparse")
@@ -1878,9 +1884,8 @@ def open_unchanged(native_path: str, expected, *, follow: bool = False,
         descriptor = os.open(native_path, flags)
     try:
         seen = os.fstat(descriptor)
-        version = f"{seen.st_size}:{seen.st_mtime_ns}:{seen.st_ino}:"
-        if not inodes_stable:
-            version = f"{seen.st_size}:{seen.st_mtime_ns}:"
+        version = (f"{seen.st_size}:{seen.st_mtime_ns}:{seen.st_ino}:" if inodes_stable
+                   else f"{seen.st_size}:{seen.st_mtime_ns}:")
         if not expected.inode_key.startswith(version) or not stat.S_ISREG(seen.st_mode):
             raise FileChanging("the file changed since it was listed")
     except BaseException:
@@ -1924,10 +1929,13 @@ def sample_hash_file(native_path: str, expected, algo: str, sample_size: int, *,
     )
     try:
         hasher = new_hasher(algo)
-        if whole:
-            _feed_exactly(hasher, descriptor, size)
-        else:
+        if not whole:
             _feed_samples(hasher, descriptor, size, sample_size)
+        elif size:
+            data = os.read(descriptor, size)  # most files come whole with one call
+            hasher.update(data)
+            if len(data) != size:
+                _feed_exactly(hasher, descriptor, size - len(data))
         check_unchanged(descriptor, before)
     finally:
         os.close(descriptor)
@@ -5618,14 +5626,15 @@ class IndexWriter:
 
     def fresh_row(self, put: PutFile) -> tuple:
         """The values of FRESH_COLUMNS; the row counts in its root's sums from now on."""
-        found, facts, kind, key = put.found, put.facts, put.kind, put.found.inode_key
+        _, _, size, mtime, ctime, key, _ = put.found
+        facts, kind, root_id = put.facts, put.kind, put.root_id
         algo, sample_size, sample, full, at = facts or NO_FACTS
         digest = row_digest(put.rel, key, kind, algo, sample, full, put.probed)
-        self.cache.roots.add(put.root_id, found.size, digest)
+        self.cache.roots.add(root_id, size, digest)
         return (
-            put.path, key, found.size, found.mtime, found.ctime, int(facts is not None), algo,
-            sample_size, sample, full, self.now, at, put.root_id, put.folder_id, kind, put.reason,
-            int(put.racy), self.cache.next_rev(), signed_digest(digest), inode_number(key),
+            put.path, key, size, mtime, ctime, 0 if facts is None else 1, algo, sample_size, sample,
+            full, self.now, at, root_id, put.folder_id, kind, put.reason, 1 if put.racy else 0,
+            self.cache.next_rev(), signed_digest(digest), inode_number(key),
         )
 
     def index_row(self, put: PutFile, moved_from: str | None) -> tuple:

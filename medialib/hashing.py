@@ -97,9 +97,8 @@ def open_unchanged(native_path: str, expected, *, follow: bool = False,
         descriptor = os.open(native_path, flags)
     try:
         seen = os.fstat(descriptor)
-        version = f"{seen.st_size}:{seen.st_mtime_ns}:{seen.st_ino}:"
-        if not inodes_stable:
-            version = f"{seen.st_size}:{seen.st_mtime_ns}:"
+        version = (f"{seen.st_size}:{seen.st_mtime_ns}:{seen.st_ino}:" if inodes_stable
+                   else f"{seen.st_size}:{seen.st_mtime_ns}:")
         if not expected.inode_key.startswith(version) or not stat.S_ISREG(seen.st_mode):
             raise FileChanging("the file changed since it was listed")
     except BaseException:
@@ -143,10 +142,13 @@ def sample_hash_file(native_path: str, expected, algo: str, sample_size: int, *,
     )
     try:
         hasher = new_hasher(algo)
-        if whole:
-            _feed_exactly(hasher, descriptor, size)
-        else:
+        if not whole:
             _feed_samples(hasher, descriptor, size, sample_size)
+        elif size:
+            data = os.read(descriptor, size)  # most files come whole with one call
+            hasher.update(data)
+            if len(data) != size:
+                _feed_exactly(hasher, descriptor, size - len(data))
         check_unchanged(descriptor, before)
     finally:
         os.close(descriptor)

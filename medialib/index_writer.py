@@ -101,14 +101,15 @@ class IndexWriter:
 
     def fresh_row(self, put: PutFile) -> tuple:
         """The values of FRESH_COLUMNS; the row counts in its root's sums from now on."""
-        found, facts, kind, key = put.found, put.facts, put.kind, put.found.inode_key
+        _, _, size, mtime, ctime, key, _ = put.found
+        facts, kind, root_id = put.facts, put.kind, put.root_id
         algo, sample_size, sample, full, at = facts or NO_FACTS
         digest = row_digest(put.rel, key, kind, algo, sample, full, put.probed)
-        self.cache.roots.add(put.root_id, found.size, digest)
+        self.cache.roots.add(root_id, size, digest)
         return (
-            put.path, key, found.size, found.mtime, found.ctime, int(facts is not None), algo,
-            sample_size, sample, full, self.now, at, put.root_id, put.folder_id, kind, put.reason,
-            int(put.racy), self.cache.next_rev(), signed_digest(digest), inode_number(key),
+            put.path, key, size, mtime, ctime, 0 if facts is None else 1, algo, sample_size, sample,
+            full, self.now, at, root_id, put.folder_id, kind, put.reason, 1 if put.racy else 0,
+            self.cache.next_rev(), signed_digest(digest), inode_number(key),
         )
 
     def index_row(self, put: PutFile, moved_from: str | None) -> tuple:

@@ -10,6 +10,9 @@ these, or a constant made with one, would import it at once: such a module is im
 from __future__ import annotations
 
 
+_ASKED_FOR_EACH_FILE = frozenset(["blake2b", "sha256"])
+
+
 class LateModule:
     """Stands for a module."""
 
@@ -20,7 +23,10 @@ class LateModule:
     def __getattr__(self, attribute: str):
         if self._late_module is None:
             self._late_module = __import__(self._late_name)
-        return getattr(self._late_module, attribute)
+        value = getattr(self._late_module, attribute)
+        if attribute in _ASKED_FOR_EACH_FILE:
+            setattr(self, attribute, value)  # found without this detour from now on
+        return value
 
 
 argparse = LateModule("argparse")
