@@ -33,6 +33,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from bench_reads import one_reader, probed_once
 from bench_world import (
     ROOT,
     BenchError,
@@ -459,7 +460,8 @@ class Bench:
 
 
 ROWS = {"first": Bench.first, "sha256": Bench.sha256, "unchanged": Bench.unchanged,
-        "ingest": Bench.ingest, "probe": Bench.probe, "memory": Bench.memory,
+        "ingest": Bench.ingest, "probe": Bench.probe, "once": probed_once, "seeking": one_reader,
+        "memory": Bench.memory,
         "large": Bench.large, "stats": Bench.stats, "version": Bench.version}
 
 

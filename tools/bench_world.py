@@ -225,10 +225,12 @@ class Host:
     def scan(self, tree: Path, agent_data: Path, python: list) -> Cost:
         """A whole `agent --once`; the processor time is that of agent and host."""
         before = self.cpu_s()
-        cost = run_process([*python, "-m", "medialib", "agent", f"127.0.0.1:{self.port}",
-                            str(tree), "--once", "--port", "0", "--data-dir", str(agent_data),
-                            "-q"])
+        cost = run_process(self.agent_command(tree, agent_data, python))
         return cost.plus(self.cpu_s() - before)
+
+    def agent_command(self, tree: Path, agent_data: Path, python: list, *options: str) -> list:
+        return [*python, "-m", "medialib", "agent", f"127.0.0.1:{self.port}", str(tree), "--once",
+                "--port", "0", "--data-dir", str(agent_data), "-q", *options]
 
 
 def check_exact(host: Host, tree: Path, new_hash) -> int:
