@@ -6,52 +6,53 @@ is one module's code, verbatim: low level first, the command line last. `line` i
 here, `there` where in the module: that maps a traceback back.
 
     line  there  section
-     114      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
-     164     13  medialib/late.py: Modules of the standard library that are slow to import and that many runs do not need.
-     206     24  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
-     492     19  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
-     851     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
-    1091     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
-    1437     19  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
-    1751     25  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
-    1956     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
-    1992     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
-    2172     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
-    2405     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2669     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
-    2882     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    3091     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    3232     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3487     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3567     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    3951     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
-    4346     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4655     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    4772     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    4906     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
-    5049     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
-    5136     19  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    5473      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5734     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    6020     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6368     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6426     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6569     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    6889     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    7013     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    7122     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    7551     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7859     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    8069     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    8421     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    8595     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    8973     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
-    9003     15  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
-    9065     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
-    9130     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
-    9355     45  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
+     115      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
+     165     13  medialib/late.py: Modules of the standard library that are slow to import and that many runs do not need.
+     207     24  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
+     493     19  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
+     852     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
+    1092     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
+    1438     19  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
+    1752     25  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
+    1957     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
+    1993     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
+    2173     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
+    2406     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
+    2670     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
+    2883     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    3092     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3233     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3488     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3568     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    3952     11  medialib/http_shares.py: What all connections share: bytes, the memory of parsed JSON, places for endless answers.
+    4042     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
+    4383     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4692     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    4809     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    4943     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
+    5086     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
+    5173     19  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    5510      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5771     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    6057     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6405     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6463     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6606     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    6926     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    7050     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    7159     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    7588     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7896     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    8106     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    8458     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    8632     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    9010     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
+    9040     15  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
+    9102     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
+    9167     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
+    9392     45  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
 """
-# sha256 of all below this line: a9d2948d539d2b295103c09c19f22a022dd01445f6d476747e80f2c219eded18
+# sha256 of all below this line: ce9013a8de11672d63a08e624a896c33ae6b1c6bd4941b9725ad65b625e1b56d
 
 from __future__ import annotations
 
@@ -3944,87 +3945,12 @@ def _bind_failure(address: str, port: int, error: OSError) -> str:
 
 
 # =================================================================================================
-# medialib/http_server.py, from its line 31
-# JSON over HTTP: one conversation per connection, with a bound on everything.
+# medialib/http_shares.py, from its line 11
+# What all connections share: bytes, the memory of parsed JSON, places for endless answers.
 # =================================================================================================
 
-HTTP_MAX_BODY = 16 << 20  # as sent
-HTTP_MAX_JSON = 16 << 20  # after unpacking
-HTTP_UNWEIGHED_BYTES = 16 << 10  # what is smaller costs too little to be counted
 HTTP_LIGHT_BYTES = 4 << 20  # in memory: about two batches of 500 files
-HTTP_PARSED_BYTES = 128 << 20  # in memory, for the JSON of all requests together
-HTTP_PARSED_RESERVE = 24 << 20  # of these, only for light ones
 HTTP_PARSED_PATIENCE_S = 20.0
-HTTP_BODIES_BYTES = 48 << 20  # in all connections together, as sent
-HTTP_BODY_S = 60.0
-HTTP_STALLED_S = 3.0  # a body that takes longer than this may have to go for another
-HTTP_IDLE_S = 15.0
-HTTP_WRITE_S = 30.0
-HTTP_SLOWEST_BYTES_S = 16 << 10  # a reader slower than this for long is taken for stalled
-HTTP_DRAIN_S = 10.0
-HTTP_STREAMS = 16
-HTTP_STOP_S = 2.0
-HTTP_STEP = 1 << 18
-
-
-class JsonServer:
-    """Serves a Router behind a Gate. `port` 0 takes any free one; `.port` is the one taken.
-
-    `address` "" is every address of both families. The socket is bound here, so that a port in use
-    is a MedialibError at once; answering begins with start().
-    """
-
-    def __init__(self, address: str, port: int, router, gate, *, max_body: int = HTTP_MAX_BODY,
-                 max_json: int = HTTP_MAX_JSON, certfile: str | None = None,
-                 keyfile: str | None = None, name: str = "medialib/1.0",
-                 page_headers: dict | None = None, connections: int = HTTP_CONNECTIONS):
-        self.router = router
-        self.gate = gate
-        self.max_body = max_body
-        self.max_json = max_json
-        self.writer = AnswerWriter(name, page_headers)
-        self.tls = tls_server_context(certfile, keyfile) if certfile else None
-        self.streams = threading.BoundedSemaphore(HTTP_STREAMS)
-        self.parsed = MemoryShare(HTTP_PARSED_BYTES, HTTP_PARSED_RESERVE)
-        self.bodies = ByteBudget(HTTP_BODIES_BYTES)
-        self.listener = HttpListener(
-            address, port, self.allow_peer, self._serve, name=name.partition("/")[0],
-            foreign_answer=self._canned(HttpError(
-                403, "address not allowed", "this address is outside the allowed networks: "
-                "start with --allow CIDR to let it in")),
-            busy_answer=self._canned(HttpError(
-                503, "too many connections", "try again soon", {"Retry-After": "2"})),
-            connections=connections)
-        self.port = self.listener.port
-
-    def start(self) -> None:
-        self.listener.start()
-
-    def stop(self) -> None:
-        """Stop accepting, let answers being made go out, return within about two seconds."""
-        self.listener.stop(HTTP_STOP_S)
-
-    @property
-    def stopping(self) -> bool:
-        return self.listener.stopping
-
-    def allow_peer(self, address) -> bool:
-        return self.gate.allow_peer(address)
-
-    def _serve(self, slot: HttpSlot) -> None:
-        """One connection, from its thread; a peer that goes away is nobody's error."""
-        try:
-            HttpConversation(slot, self).run()
-        except (OSError, ValueError) as error:
-            log.debug("connection of %s: %s", slot.peer, error)
-        except Exception:
-            log.exception("connection of %s failed", slot.peer)
-
-    def _canned(self, error: HttpError) -> bytes:
-        """A whole answer for a connection nobody serves; none inside of TLS."""
-        if self.tls is not None:
-            return b""
-        return b"".join(self.writer.whole(error.reply(), {}, {"Connection": "close"}))
 
 
 class ByteBudget:
@@ -4078,6 +4004,117 @@ class MemoryShare:
 
 def busy_with_large() -> HttpError:
     return HttpError(503, "busy with other large requests", "try again soon", {"Retry-After": "5"})
+
+
+class StreamPlaces:
+    """Places for exports and event streams. One neighbour cannot take them all; this machine itself
+    may, since whoever is on it can do worse.
+    """
+
+    def __init__(self, places: int, of_one: int):
+        self.left = places
+        self.of_one = of_one
+        self.lock = threading.Lock()  # guards left and held
+        self.held = collections.Counter()  # {who: places}, by HttpSlot.holder
+
+    def take(self, slot) -> bool:
+        with self.lock:
+            own = self.held[slot.holder]
+            if not self.left or (own >= self.of_one and not slot.peer.is_loopback):
+                return False
+            self.left -= 1
+            self.held[slot.holder] += 1
+            return True
+
+    def give(self, slot) -> None:
+        with self.lock:
+            self.left += 1
+            self.held[slot.holder] -= 1
+            if not self.held[slot.holder]:
+                del self.held[slot.holder]
+
+
+# =================================================================================================
+# medialib/http_server.py, from its line 31
+# JSON over HTTP: one conversation per connection, with a bound on everything.
+# =================================================================================================
+
+HTTP_MAX_BODY = 16 << 20  # as sent
+HTTP_MAX_JSON = 16 << 20  # after unpacking
+HTTP_UNWEIGHED_BYTES = 16 << 10  # what is smaller costs too little to be counted
+HTTP_PARSED_BYTES = 128 << 20  # in memory, for the JSON of all requests together
+HTTP_PARSED_RESERVE = 24 << 20  # of these, only for light ones
+HTTP_BODIES_BYTES = 48 << 20  # in all connections together, as sent
+HTTP_BODY_S = 60.0
+HTTP_STALLED_S = 3.0  # a body that takes longer than this may have to go for another
+HTTP_IDLE_S = 15.0
+HTTP_WRITE_S = 30.0
+HTTP_SLOWEST_BYTES_S = 16 << 10  # a reader slower than this for long is taken for stalled
+HTTP_DRAIN_S = 10.0
+HTTP_STREAMS = 16
+HTTP_STREAMS_OF_ONE = 8  # for one address that is not this machine's own
+HTTP_STOP_S = 2.0
+HTTP_STEP = 1 << 18
+
+
+class JsonServer:
+    """Serves a Router behind a Gate. `port` 0 takes any free one; `.port` is the one taken.
+
+    `address` "" is every address of both families. The socket is bound here, so that a port in use
+    is a MedialibError at once; answering begins with start().
+    """
+
+    def __init__(self, address: str, port: int, router, gate, *, max_body: int = HTTP_MAX_BODY,
+                 max_json: int = HTTP_MAX_JSON, certfile: str | None = None,
+                 keyfile: str | None = None, name: str = "medialib/1.0",
+                 page_headers: dict | None = None, connections: int = HTTP_CONNECTIONS):
+        self.router = router
+        self.gate = gate
+        self.max_body = max_body
+        self.max_json = max_json
+        self.writer = AnswerWriter(name, page_headers)
+        self.tls = tls_server_context(certfile, keyfile) if certfile else None
+        self.streams = StreamPlaces(HTTP_STREAMS, HTTP_STREAMS_OF_ONE)
+        self.parsed = MemoryShare(HTTP_PARSED_BYTES, HTTP_PARSED_RESERVE)
+        self.bodies = ByteBudget(HTTP_BODIES_BYTES)
+        self.listener = HttpListener(
+            address, port, self.allow_peer, self._serve, name=name.partition("/")[0],
+            foreign_answer=self._canned(HttpError(
+                403, "address not allowed", "this address is outside the allowed networks: "
+                "start with --allow CIDR to let it in")),
+            busy_answer=self._canned(HttpError(
+                503, "too many connections", "try again soon", {"Retry-After": "2"})),
+            connections=connections)
+        self.port = self.listener.port
+
+    def start(self) -> None:
+        self.listener.start()
+
+    def stop(self) -> None:
+        """Stop accepting, let answers being made go out, return within about two seconds."""
+        self.listener.stop(HTTP_STOP_S)
+
+    @property
+    def stopping(self) -> bool:
+        return self.listener.stopping
+
+    def allow_peer(self, address) -> bool:
+        return self.gate.allow_peer(address)
+
+    def _serve(self, slot: HttpSlot) -> None:
+        """One connection, from its thread; a peer that goes away is nobody's error."""
+        try:
+            HttpConversation(slot, self).run()
+        except (OSError, ValueError) as error:
+            log.debug("connection of %s: %s", slot.peer, error)
+        except Exception:
+            log.exception("connection of %s failed", slot.peer)
+
+    def _canned(self, error: HttpError) -> bytes:
+        """A whole answer for a connection nobody serves; none inside of TLS."""
+        if self.tls is not None:
+            return b""
+        return b"".join(self.writer.whole(error.reply(), {}, {"Connection": "close"}))
 
 
 class HttpConversation:
@@ -4285,7 +4322,7 @@ class HttpConversation:
         self.sock.sendall(data)
 
     def send_stream(self, request: Request, reply: StreamReply) -> None:
-        if not self.server.streams.acquire(blocking=False):
+        if not self.server.streams.take(self.slot):
             error = HttpError(503, "too many streams", "close another page or export first",
                               {"Retry-After": "10"})
             self.send_reply(request, error.reply())
@@ -4300,7 +4337,7 @@ class HttpConversation:
             if request.method != "HEAD":
                 self.send_pieces(reply.pieces, chunked)
         finally:
-            self.server.streams.release()
+            self.server.streams.give(self.slot)
 
     def send_pieces(self, pieces, chunked: bool) -> None:
         """A stream that fails half-way is left without its end mark: nobody takes it for whole."""

@@ -6,99 +6,100 @@ is one module's code, verbatim: low level first, the command line last. `line` i
 here, `there` where in the module: that maps a traceback back.
 
     line  there  section
-     175      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
-     225     13  medialib/late.py: Modules of the standard library that are slow to import and that many runs do not need.
-     267     24  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
-     553     19  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
-     912     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
-    1152     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
-    1498     19  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
-    1812     25  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
-    2017     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
-    2053     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
-    2233     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
-    2466     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2730     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
-    2943     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    3152     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    3293     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3548     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3628     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    4012     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
-    4407     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4716     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    4833     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    4967     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
-    5110     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
-    5197     19  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    5534      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5795     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    6081     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6429     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6487     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6630     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    6950     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    7074     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    7183     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    7612     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7920     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    8130     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    8482     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    8656     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    9034     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
-    9064     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
-    9326     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
-    9507     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
-    9836     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
-   10010     32  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
-   10433     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
-   10677     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
-   10809     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
-   10863     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
-   10963     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
-   11075     11  medialib/catalog_show.py: Files as the API shows them.
-   11122     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
-   11336     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
-   11404     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
-   11503     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
-   11768     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
-   11921     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
-   12115     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
-   12244     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
-   12602     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
-   12671     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
-   12964     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
-   13067     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
-   13100     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
-   13257      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
-   13488      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
-   13525      9  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
-   13631     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
-   13755     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
-   13930     10  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
-   13961     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
-   14215     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   14429     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   14470     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   14687     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
-   14918     15  medialib/ingest_outline.py: The outline of what agents send: who speaks, of which root, how much; all but the records.
-   15041     44  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   15344     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   15456      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   15497      1  medialib/web/: The files of the web UI.
-   19712     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   19811     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   19882     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   20054     14  medialib/server_turns.py: Lists of the catalogue are made a few at a time, however many ask at once.
-   20080     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   20168     18  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   20315      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   20396      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   20439     47  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   20750     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
-   20775     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+     176      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
+     226     13  medialib/late.py: Modules of the standard library that are slow to import and that many runs do not need.
+     268     24  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
+     554     19  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
+     913     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
+    1153     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
+    1499     19  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
+    1813     25  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
+    2018     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
+    2054     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
+    2234     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
+    2467     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
+    2731     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
+    2944     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    3153     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3294     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3549     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3629     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    4013     11  medialib/http_shares.py: What all connections share: bytes, the memory of parsed JSON, places for endless answers.
+    4103     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
+    4444     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4753     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    4870     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    5004     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
+    5147     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
+    5234     19  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    5571      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5832     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    6118     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6466     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6524     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6667     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    6987     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    7111     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    7220     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    7649     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7957     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    8167     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    8519     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    8693     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    9071     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
+    9101     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
+    9363     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
+    9544     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
+    9873     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
+   10047     32  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
+   10470     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
+   10714     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
+   10846     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
+   10900     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
+   11000     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
+   11112     11  medialib/catalog_show.py: Files as the API shows them.
+   11159     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
+   11373     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
+   11441     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
+   11540     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
+   11805     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
+   11958     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
+   12152     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
+   12281     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
+   12639     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
+   12708     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
+   13001     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
+   13104     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
+   13137     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
+   13294      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
+   13525      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
+   13562      9  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
+   13668     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
+   13792     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
+   13967     10  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
+   13998     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
+   14252     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   14466     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   14507     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   14724     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   14955     15  medialib/ingest_outline.py: The outline of what agents send: who speaks, of which root, how much; all but the records.
+   15078     44  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   15381     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   15493      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   15534      1  medialib/web/: The files of the web UI.
+   19749     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   19848     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   19919     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   20091     14  medialib/server_turns.py: Lists of the catalogue are made a few at a time, however many ask at once.
+   20117     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   20205     18  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   20352      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   20433      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   20476     47  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   20787     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
+   20812     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: 2e7805fefbb3b8fe59288cbc7b10f5d3217fb5bbfa81e7f12ddd2148e9227869
+# sha256 of all below this line: c919ee4776204f0c1d399fad10656e0b692da84901c5530e11d0fc719548fbd3
 
 from __future__ import annotations
 
@@ -4005,87 +4006,12 @@ def _bind_failure(address: str, port: int, error: OSError) -> str:
 
 
 # =================================================================================================
-# medialib/http_server.py, from its line 31
-# JSON over HTTP: one conversation per connection, with a bound on everything.
+# medialib/http_shares.py, from its line 11
+# What all connections share: bytes, the memory of parsed JSON, places for endless answers.
 # =================================================================================================
 
-HTTP_MAX_BODY = 16 << 20  # as sent
-HTTP_MAX_JSON = 16 << 20  # after unpacking
-HTTP_UNWEIGHED_BYTES = 16 << 10  # what is smaller costs too little to be counted
 HTTP_LIGHT_BYTES = 4 << 20  # in memory: about two batches of 500 files
-HTTP_PARSED_BYTES = 128 << 20  # in memory, for the JSON of all requests together
-HTTP_PARSED_RESERVE = 24 << 20  # of these, only for light ones
 HTTP_PARSED_PATIENCE_S = 20.0
-HTTP_BODIES_BYTES = 48 << 20  # in all connections together, as sent
-HTTP_BODY_S = 60.0
-HTTP_STALLED_S = 3.0  # a body that takes longer than this may have to go for another
-HTTP_IDLE_S = 15.0
-HTTP_WRITE_S = 30.0
-HTTP_SLOWEST_BYTES_S = 16 << 10  # a reader slower than this for long is taken for stalled
-HTTP_DRAIN_S = 10.0
-HTTP_STREAMS = 16
-HTTP_STOP_S = 2.0
-HTTP_STEP = 1 << 18
-
-
-class JsonServer:
-    """Serves a Router behind a Gate. `port` 0 takes any free one; `.port` is the one taken.
-
-    `address` "" is every address of both families. The socket is bound here, so that a port in use
-    is a MedialibError at once; answering begins with start().
-    """
-
-    def __init__(self, address: str, port: int, router, gate, *, max_body: int = HTTP_MAX_BODY,
-                 max_json: int = HTTP_MAX_JSON, certfile: str | None = None,
-                 keyfile: str | None = None, name: str = "medialib/1.0",
-                 page_headers: dict | None = None, connections: int = HTTP_CONNECTIONS):
-        self.router = router
-        self.gate = gate
-        self.max_body = max_body
-        self.max_json = max_json
-        self.writer = AnswerWriter(name, page_headers)
-        self.tls = tls_server_context(certfile, keyfile) if certfile else None
-        self.streams = threading.BoundedSemaphore(HTTP_STREAMS)
-        self.parsed = MemoryShare(HTTP_PARSED_BYTES, HTTP_PARSED_RESERVE)
-        self.bodies = ByteBudget(HTTP_BODIES_BYTES)
-        self.listener = HttpListener(
-            address, port, self.allow_peer, self._serve, name=name.partition("/")[0],
-            foreign_answer=self._canned(HttpError(
-                403, "address not allowed", "this address is outside the allowed networks: "
-                "start with --allow CIDR to let it in")),
-            busy_answer=self._canned(HttpError(
-                503, "too many connections", "try again soon", {"Retry-After": "2"})),
-            connections=connections)
-        self.port = self.listener.port
-
-    def start(self) -> None:
-        self.listener.start()
-
-    def stop(self) -> None:
-        """Stop accepting, let answers being made go out, return within about two seconds."""
-        self.listener.stop(HTTP_STOP_S)
-
-    @property
-    def stopping(self) -> bool:
-        return self.listener.stopping
-
-    def allow_peer(self, address) -> bool:
-        return self.gate.allow_peer(address)
-
-    def _serve(self, slot: HttpSlot) -> None:
-        """One connection, from its thread; a peer that goes away is nobody's error."""
-        try:
-            HttpConversation(slot, self).run()
-        except (OSError, ValueError) as error:
-            log.debug("connection of %s: %s", slot.peer, error)
-        except Exception:
-            log.exception("connection of %s failed", slot.peer)
-
-    def _canned(self, error: HttpError) -> bytes:
-        """A whole answer for a connection nobody serves; none inside of TLS."""
-        if self.tls is not None:
-            return b""
-        return b"".join(self.writer.whole(error.reply(), {}, {"Connection": "close"}))
 
 
 class ByteBudget:
@@ -4139,6 +4065,117 @@ class MemoryShare:
 
 def busy_with_large() -> HttpError:
     return HttpError(503, "busy with other large requests", "try again soon", {"Retry-After": "5"})
+
+
+class StreamPlaces:
+    """Places for exports and event streams. One neighbour cannot take them all; this machine itself
+    may, since whoever is on it can do worse.
+    """
+
+    def __init__(self, places: int, of_one: int):
+        self.left = places
+        self.of_one = of_one
+        self.lock = threading.Lock()  # guards left and held
+        self.held = collections.Counter()  # {who: places}, by HttpSlot.holder
+
+    def take(self, slot) -> bool:
+        with self.lock:
+            own = self.held[slot.holder]
+            if not self.left or (own >= self.of_one and not slot.peer.is_loopback):
+                return False
+            self.left -= 1
+            self.held[slot.holder] += 1
+            return True
+
+    def give(self, slot) -> None:
+        with self.lock:
+            self.left += 1
+            self.held[slot.holder] -= 1
+            if not self.held[slot.holder]:
+                del self.held[slot.holder]
+
+
+# =================================================================================================
+# medialib/http_server.py, from its line 31
+# JSON over HTTP: one conversation per connection, with a bound on everything.
+# =================================================================================================
+
+HTTP_MAX_BODY = 16 << 20  # as sent
+HTTP_MAX_JSON = 16 << 20  # after unpacking
+HTTP_UNWEIGHED_BYTES = 16 << 10  # what is smaller costs too little to be counted
+HTTP_PARSED_BYTES = 128 << 20  # in memory, for the JSON of all requests together
+HTTP_PARSED_RESERVE = 24 << 20  # of these, only for light ones
+HTTP_BODIES_BYTES = 48 << 20  # in all connections together, as sent
+HTTP_BODY_S = 60.0
+HTTP_STALLED_S = 3.0  # a body that takes longer than this may have to go for another
+HTTP_IDLE_S = 15.0
+HTTP_WRITE_S = 30.0
+HTTP_SLOWEST_BYTES_S = 16 << 10  # a reader slower than this for long is taken for stalled
+HTTP_DRAIN_S = 10.0
+HTTP_STREAMS = 16
+HTTP_STREAMS_OF_ONE = 8  # for one address that is not this machine's own
+HTTP_STOP_S = 2.0
+HTTP_STEP = 1 << 18
+
+
+class JsonServer:
+    """Serves a Router behind a Gate. `port` 0 takes any free one; `.port` is the one taken.
+
+    `address` "" is every address of both families. The socket is bound here, so that a port in use
+    is a MedialibError at once; answering begins with start().
+    """
+
+    def __init__(self, address: str, port: int, router, gate, *, max_body: int = HTTP_MAX_BODY,
+                 max_json: int = HTTP_MAX_JSON, certfile: str | None = None,
+                 keyfile: str | None = None, name: str = "medialib/1.0",
+                 page_headers: dict | None = None, connections: int = HTTP_CONNECTIONS):
+        self.router = router
+        self.gate = gate
+        self.max_body = max_body
+        self.max_json = max_json
+        self.writer = AnswerWriter(name, page_headers)
+        self.tls = tls_server_context(certfile, keyfile) if certfile else None
+        self.streams = StreamPlaces(HTTP_STREAMS, HTTP_STREAMS_OF_ONE)
+        self.parsed = MemoryShare(HTTP_PARSED_BYTES, HTTP_PARSED_RESERVE)
+        self.bodies = ByteBudget(HTTP_BODIES_BYTES)
+        self.listener = HttpListener(
+            address, port, self.allow_peer, self._serve, name=name.partition("/")[0],
+            foreign_answer=self._canned(HttpError(
+                403, "address not allowed", "this address is outside the allowed networks: "
+                "start with --allow CIDR to let it in")),
+            busy_answer=self._canned(HttpError(
+                503, "too many connections", "try again soon", {"Retry-After": "2"})),
+            connections=connections)
+        self.port = self.listener.port
+
+    def start(self) -> None:
+        self.listener.start()
+
+    def stop(self) -> None:
+        """Stop accepting, let answers being made go out, return within about two seconds."""
+        self.listener.stop(HTTP_STOP_S)
+
+    @property
+    def stopping(self) -> bool:
+        return self.listener.stopping
+
+    def allow_peer(self, address) -> bool:
+        return self.gate.allow_peer(address)
+
+    def _serve(self, slot: HttpSlot) -> None:
+        """One connection, from its thread; a peer that goes away is nobody's error."""
+        try:
+            HttpConversation(slot, self).run()
+        except (OSError, ValueError) as error:
+            log.debug("connection of %s: %s", slot.peer, error)
+        except Exception:
+            log.exception("connection of %s failed", slot.peer)
+
+    def _canned(self, error: HttpError) -> bytes:
+        """A whole answer for a connection nobody serves; none inside of TLS."""
+        if self.tls is not None:
+            return b""
+        return b"".join(self.writer.whole(error.reply(), {}, {"Connection": "close"}))
 
 
 class HttpConversation:
@@ -4346,7 +4383,7 @@ class HttpConversation:
         self.sock.sendall(data)
 
     def send_stream(self, request: Request, reply: StreamReply) -> None:
-        if not self.server.streams.acquire(blocking=False):
+        if not self.server.streams.take(self.slot):
             error = HttpError(503, "too many streams", "close another page or export first",
                               {"Retry-After": "10"})
             self.send_reply(request, error.reply())
@@ -4361,7 +4398,7 @@ class HttpConversation:
             if request.method != "HEAD":
                 self.send_pieces(reply.pieces, chunked)
         finally:
-            self.server.streams.release()
+            self.server.streams.give(self.slot)
 
     def send_pieces(self, pieces, chunked: bool) -> None:
         """A stream that fails half-way is left without its end mark: nobody takes it for whole."""

@@ -8,7 +8,6 @@ its bytes, its JSON, and only then the handler.
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 
 from .base import log
@@ -26,15 +25,14 @@ from .http_json import (
     parse_head,
 )
 from .http_listener import HTTP_CONNECTIONS, HTTP_HEAD_S, HttpListener, HttpSlot
+from .http_shares import ByteBudget, MemoryShare, StreamPlaces, busy_with_large
 from .late import socket, ssl
 
 HTTP_MAX_BODY = 16 << 20  # as sent
 HTTP_MAX_JSON = 16 << 20  # after unpacking
 HTTP_UNWEIGHED_BYTES = 16 << 10  # what is smaller costs too little to be counted
-HTTP_LIGHT_BYTES = 4 << 20  # in memory: about two batches of 500 files
 HTTP_PARSED_BYTES = 128 << 20  # in memory, for the JSON of all requests together
 HTTP_PARSED_RESERVE = 24 << 20  # of these, only for light ones
-HTTP_PARSED_PATIENCE_S = 20.0
 HTTP_BODIES_BYTES = 48 << 20  # in all connections together, as sent
 HTTP_BODY_S = 60.0
 HTTP_STALLED_S = 3.0  # a body that takes longer than this may have to go for another
@@ -43,6 +41,7 @@ HTTP_WRITE_S = 30.0
 HTTP_SLOWEST_BYTES_S = 16 << 10  # a reader slower than this for long is taken for stalled
 HTTP_DRAIN_S = 10.0
 HTTP_STREAMS = 16
+HTTP_STREAMS_OF_ONE = 8  # for one address that is not this machine's own
 HTTP_STOP_S = 2.0
 HTTP_STEP = 1 << 18
 
@@ -64,7 +63,7 @@ class JsonServer:
         self.max_json = max_json
         self.writer = AnswerWriter(name, page_headers)
         self.tls = tls_server_context(certfile, keyfile) if certfile else None
-        self.streams = threading.BoundedSemaphore(HTTP_STREAMS)
+        self.streams = StreamPlaces(HTTP_STREAMS, HTTP_STREAMS_OF_ONE)
         self.parsed = MemoryShare(HTTP_PARSED_BYTES, HTTP_PARSED_RESERVE)
         self.bodies = ByteBudget(HTTP_BODIES_BYTES)
         self.listener = HttpListener(
@@ -105,59 +104,6 @@ class JsonServer:
         if self.tls is not None:
             return b""
         return b"".join(self.writer.whole(error.reply(), {}, {"Connection": "close"}))
-
-
-class ByteBudget:
-    """Bytes that all connections together may hold."""
-
-    def __init__(self, limit: int):
-        self.left = limit
-        self.lock = threading.Lock()
-
-    def take(self, count: int) -> bool:
-        with self.lock:
-            if count > self.left:
-                return False
-            self.left -= count
-            return True
-
-    def give(self, count: int) -> None:
-        with self.lock:
-            self.left += count
-
-
-class MemoryShare:
-    """What the JSON of all requests together may take. Who does not fit waits for others; heavy
-    ones leave a reserve, so that light ones need not wait for them.
-    """
-
-    def __init__(self, limit: int, reserve: int):
-        self.left = limit
-        self.heaviest = limit - reserve
-        self.reserve = reserve
-        self.changed = threading.Condition()
-
-    @contextlib.contextmanager
-    def holding(self, count: int):
-        """Hold `count` bytes inside the block, or HttpError."""
-        if count > self.heaviest:
-            raise HttpError(413, "body too large", "it would take too much memory: send less")
-        spare = 0 if count <= HTTP_LIGHT_BYTES else self.reserve
-        with self.changed:
-            if not self.changed.wait_for(lambda: self.left - count >= spare,
-                                         HTTP_PARSED_PATIENCE_S):
-                raise busy_with_large()
-            self.left -= count
-        try:
-            yield
-        finally:
-            with self.changed:
-                self.left += count
-                self.changed.notify_all()
-
-
-def busy_with_large() -> HttpError:
-    return HttpError(503, "busy with other large requests", "try again soon", {"Retry-After": "5"})
 
 
 class HttpConversation:
@@ -365,7 +311,7 @@ class HttpConversation:
         self.sock.sendall(data)
 
     def send_stream(self, request: Request, reply: StreamReply) -> None:
-        if not self.server.streams.acquire(blocking=False):
+        if not self.server.streams.take(self.slot):
             error = HttpError(503, "too many streams", "close another page or export first",
                               {"Retry-After": "10"})
             self.send_reply(request, error.reply())
@@ -380,7 +326,7 @@ class HttpConversation:
             if request.method != "HEAD":
                 self.send_pieces(reply.pieces, chunked)
         finally:
-            self.server.streams.release()
+            self.server.streams.give(self.slot)
 
     def send_pieces(self, pieces, chunked: bool) -> None:
         """A stream that fails half-way is left without its end mark: nobody takes it for whole."""

@@ -11,7 +11,7 @@ import tracemalloc
 
 import pytest
 
-from medialib import http_gate, http_server
+from medialib import http_gate, http_shares
 from medialib.base import StoreError, UsageError
 from medialib.http_body import (
     JSON_DEPTH,
@@ -225,7 +225,7 @@ def test_an_ordinary_batch_weighs_little():
                   "full_hash": None}}
     weight = JsonWeight()
     weight.add(json.dumps({"batch_id": "a", "files": [record] * 500}).encode())
-    assert weight.memory_bytes() < http_server.HTTP_LIGHT_BYTES
+    assert weight.memory_bytes() < http_shares.HTTP_LIGHT_BYTES
 
 
 def test_commas_inside_of_strings_are_not_values():

@@ -15,7 +15,7 @@ import time
 
 import pytest
 
-from medialib import http_listener, http_server
+from medialib import http_listener, http_server, http_shares
 from medialib.base import MedialibError
 from medialib.http_gate import Gate
 from medialib.http_json import HttpError, Router
@@ -154,6 +154,20 @@ def test_streams_are_counted(victim):
         assert int(headers["retry-after"]) > 0
         victim.assert_alive()
     wait_for(lambda: len(victim.closed_streams) >= http_server.HTTP_STREAMS)
+
+
+def test_a_neighbour_leaves_streams_for_others():
+    places = http_shares.StreamPlaces(4, 2)
+    greedy, other, own = (fake_slot(peer, "work", 0.0)
+                          for peer in ("10.0.0.9", "10.0.0.8", "127.0.0.1"))
+    assert [places.take(greedy) for _ in range(3)] == [True, True, False]
+    assert places.take(other)
+    places.give(greedy)
+    assert [places.take(one) for one in (greedy, own, own)] == [True, True, False]
+    for slot in (greedy, greedy, other, own):
+        places.give(slot)
+    assert [places.take(own) for _ in range(5)] == [True] * 4 + [False]
+    assert set(places.held) == {"127.0.0.1"}
 
 
 def test_query_and_peer(victim):
@@ -570,8 +584,8 @@ def test_stalled_bodies_give_way_to_others(monkeypatch):
 # --- bombs
 
 def test_heavy_requests_wait_for_each_other_and_light_ones_do_not(monkeypatch):
-    monkeypatch.setattr(http_server, "HTTP_PARSED_PATIENCE_S", 0.3)
-    share = http_server.MemoryShare(100 << 20, 20 << 20)
+    monkeypatch.setattr(http_shares, "HTTP_PARSED_PATIENCE_S", 0.3)
+    share = http_shares.MemoryShare(100 << 20, 20 << 20)
     with pytest.raises(HttpError) as caught, share.holding(81 << 20):
         pass
     assert caught.value.status == 413
@@ -587,7 +601,7 @@ def test_heavy_requests_wait_for_each_other_and_light_ones_do_not(monkeypatch):
         with share.holding(50 << 20):
             entered.set()
 
-    monkeypatch.setattr(http_server, "HTTP_PARSED_PATIENCE_S", 10)
+    monkeypatch.setattr(http_shares, "HTTP_PARSED_PATIENCE_S", 10)
     with share.holding(50 << 20):
         thread = threading.Thread(target=second)
         thread.start()

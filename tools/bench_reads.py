@@ -1,4 +1,4 @@
-"""Rows of the benchmark that count instead of timing: what is opened, and how often ffprobe runs."""
+"""Rows of the benchmark that count: which files are opened, how often ffprobe runs."""
 
 from __future__ import annotations
 
