@@ -6,53 +6,54 @@ is one module's code, verbatim: low level first, the command line last. `line` i
 here, `there` where in the module: that maps a traceback back.
 
     line  there  section
-     115      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
-     165     13  medialib/late.py: Modules of the standard library that are slow to import and that many runs do not need.
-     207     24  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
-     493     19  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
-     852     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
-    1092     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
-    1438     19  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
-    1752     25  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
-    1957     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
-    1993     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
-    2173     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
-    2406     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2670     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
-    2883     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    3092     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    3233     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3488     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3568     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    3952     11  medialib/http_shares.py: What all connections share: bytes, the memory of parsed JSON, places for endless answers.
-    4042     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
-    4383     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4692     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    4809     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    4943     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
-    5086     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
-    5173     19  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    5510      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5771     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    6057     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6405     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6463     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6606     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    6926     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    7050     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    7159     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    7588     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7896     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    8106     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    8458     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    8632     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    9010     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
-    9040     15  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
-    9102     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
-    9167     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
-    9392     45  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
+     116      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
+     166     13  medialib/late.py: Modules of the standard library that are slow to import and that many runs do not need.
+     208     24  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
+     494     19  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
+     853     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
+    1093     17  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
+    1456     19  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
+    1770     25  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
+    1975     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
+    2011     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
+    2191     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
+    2424     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
+    2688     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
+    2901     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    3110     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3251     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3506     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3586     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    3970     11  medialib/http_shares.py: What all connections share: bytes, the memory of parsed JSON, places for endless answers.
+    4060     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
+    4401     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4710     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    4827     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    4961     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
+    5104     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
+    5191     19  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    5528      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5789     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    6075     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6423     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6481     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6624     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    6944     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    7068     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    7177     13  medialib/scan_moves.py: Where the content of a file that is new at its path was known before: a move, or a hard link.
+    7256     30  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    7609     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7917     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    8127     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    8479     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    8653     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    9031     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
+    9061     15  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
+    9123     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
+    9188     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
+    9413     45  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
 """
-# sha256 of all below this line: ce9013a8de11672d63a08e624a896c33ae6b1c6bd4941b9725ad65b625e1b56d
+# sha256 of all below this line: 293f643562273e87504f55280ba992624450db32ec9fd4ffba651cae214cf760
 
 from __future__ import annotations
 
@@ -1085,7 +1086,7 @@ def settings_table() -> list:
 
 
 # =================================================================================================
-# medialib/walk.py, from its line 16
+# medialib/walk.py, from its line 17
 # The walk through a root: one listing per folder, in the order everything else relies on.
 # =================================================================================================
 
@@ -1428,6 +1429,23 @@ def files_at_rest(listing: FolderListing, prefix: str) -> set | None:
         (prefix + name, f"{seen.st_size}:{seen.st_mtime_ns}:{seen.st_ino}:", seen.st_ctime, 1)
         for name, seen in zip(names, stats.values())
     }
+
+
+class NamesAsText:
+    """Whether a text name is among native names sorted by their text."""
+
+    def __init__(self, names: list):
+        self.names = names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> str:
+        return to_text(self.names[index])
+
+    def has(self, name: str) -> bool:
+        at = bisect.bisect_left(self, name)
+        return at < len(self.names) and self[at] == name
 
 
 # =================================================================================================
@@ -7152,7 +7170,86 @@ def device_near(path: str) -> int | None:
 
 
 # =================================================================================================
-# medialib/scan_pipeline.py, from its line 36
+# medialib/scan_moves.py, from its line 13
+# Where the content of a file that is new at its path was known before: a move, or a hard link.
+# =================================================================================================
+
+class MoveFinder:
+    """Recognises files of one RootScan by their identity, so that they need not be read."""
+
+    def __init__(self, scan, window):
+        self.cache = scan.cache
+        self.root = scan.root
+        self.info = scan.info
+        self.plan = scan.plan
+        self.stats = scan.stats
+        self.first = scan.first
+        self.inodes_stable = scan.inodes_stable
+        self.window = window
+        self.same_disk = {}  # {root id: whether it is there now, on this file system}
+
+    def find(self, job) -> bool:
+        """Whether this content is known under another path; the outcome is noted then."""
+        if self.first and job.found.nlink < 2:
+            return False
+        same = self.cache.same_content(job.found.inode_key) if self.inodes_stable else ()
+        for content in same:
+            if not self._on_this_disk(content, job):
+                continue
+            moved = not self._still_there(content.path, job)
+            if moved and self._may_move(content, job):
+                job.moved_from = content.path
+            # Under a name that is still there its row may be out of date as well: ctime tells.
+            usable = moved or content.ctime == job.found.ctime
+            if usable and content.hashed and content.hash_algo == self.plan.algo \
+                    and content.hash_sample_size == self.plan.sample_size:
+                self.stats.moved += moved
+                self.window.put(job, facts_of_content(content), content)
+                return True
+        return self.window.join_twin(job)
+
+    def _on_this_disk(self, content, job) -> bool:
+        """Inode numbers mean something on one file system only, and in one subvolume of it."""
+        if content.inode_key == job.found.inode_key:
+            return True
+        other = self.cache.roots.find(content.root_id)
+        if other is None or (other.id != self.root.id and (
+                other.volume is None or other.volume != self.root.volume)):
+            return False
+        # The file system may have another number today than when the content was seen. A snapshot
+        # has the inodes of its original, and their ctime.
+        return content.ctime == job.found.ctime or (
+            device_near(content.path) == device_in_key(job.found.inode_key))
+
+    def _may_move(self, content, job) -> bool:
+        """A row may be taken from this root, or from another one that is there now."""
+        if content.root_id == self.root.id:
+            return content.path != job.path
+        if content.root_id not in self.same_disk:
+            other = self.cache.roots.find(content.root_id)
+            self.same_disk[content.root_id] = other is None or (
+                not other.parked and device_of(other.path) == self.info.device)
+        return self.same_disk[content.root_id]
+
+    def _still_there(self, path: str, job) -> bool:
+        if path == job.path:
+            return False
+        try:
+            seen = inode_key(os.lstat(to_native(path)))
+        except ValueError:
+            return False
+        except OSError as error:
+            unknown = error.errno not in (errno.ENOENT, errno.ENOTDIR)
+            return unknown and job.found.nlink > 1
+        return same_version(seen, job.found.inode_key)
+
+
+def device_in_key(key: str) -> int:
+    return int(key.rpartition(":")[2])
+
+
+# =================================================================================================
+# medialib/scan_pipeline.py, from its line 30
 # Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
 # =================================================================================================
 
@@ -7188,7 +7285,6 @@ class RootScan:
         self.info = None
         self.root = None
         self.is_empty = False
-        self.same_disk = {}  # {root id: whether it is there now, on this file system}
 
     # -- the whole root --------------------------------------------------------------------------
 
@@ -7204,6 +7300,7 @@ class RootScan:
         careful = CAREFUL_FILES if self.cache.get_meta("unclean") == "1" else 0
         self.cache.set_meta("unclean", "1")
         with HashWindow(self, self.info, careful=careful) as self.window:
+            self.moves = MoveFinder(self, self.window)
             self._walk_all()
             self._look_again()
         if not self.control.keep_going():
@@ -7388,7 +7485,7 @@ class RootScan:
         self.stats.count_kind(kind)
         if row is None or not same_version(row[1], found.inode_key, self.inodes_stable):
             job.fresh = row is None and self.first
-            if not self._known_elsewhere(job):
+            if not self.moves.find(job):
                 self.window.read(job)
         elif not row[3]:
             self._read_unhashed(job, row)
@@ -7408,61 +7505,6 @@ class RootScan:
 
     def root_rel(self, path: str) -> str:
         return path[len(self.root.prefix()):]
-
-    def _known_elsewhere(self, job) -> bool:
-        """Whether this content is known under another path: a move, or one more hard link."""
-        if self.first and job.found.nlink < 2:
-            return False
-        same = self.cache.same_content(job.found.inode_key) if self.inodes_stable else ()
-        for content in same:
-            if not self._on_this_disk(content, job):
-                continue
-            moved = not self._still_there(content.path, job)
-            if moved and self._may_move(content, job):
-                job.moved_from = content.path
-            # Under a name that is still there its row may be out of date as well: ctime tells.
-            usable = moved or content.ctime == job.found.ctime
-            if usable and content.hashed and content.hash_algo == self.plan.algo \
-                    and content.hash_sample_size == self.plan.sample_size:
-                self.stats.moved += moved
-                self.window.put(job, facts_of_content(content), content)
-                return True
-        return self.window.join_twin(job)
-
-    def _on_this_disk(self, content, job) -> bool:
-        """Inode numbers mean something on one file system only, and in one subvolume of it."""
-        if content.inode_key == job.found.inode_key:
-            return True
-        other = self.cache.roots.find(content.root_id)
-        if other is None or (other.id != self.root.id and (
-                other.volume is None or other.volume != self.root.volume)):
-            return False
-        # The file system may have another number today than when the content was seen. A snapshot
-        # has the inodes of its original, and their ctime.
-        return content.ctime == job.found.ctime or (
-            device_near(content.path) == device_in_key(job.found.inode_key))
-
-    def _may_move(self, content, job) -> bool:
-        """A row may be taken from this root, or from another one that is there now."""
-        if content.root_id == self.root.id:
-            return content.path != job.path
-        if content.root_id not in self.same_disk:
-            other = self.cache.roots.find(content.root_id)
-            self.same_disk[content.root_id] = other is None or (
-                not other.parked and device_of(other.path) == self.info.device)
-        return self.same_disk[content.root_id]
-
-    def _still_there(self, path: str, job) -> bool:
-        if path == job.path:
-            return False
-        try:
-            seen = inode_key(os.lstat(to_native(path)))
-        except ValueError:
-            return False
-        except OSError as error:
-            unknown = error.errno not in (errno.ENOENT, errno.ENOTDIR)
-            return unknown and job.found.nlink > 1
-        return same_version(seen, job.found.inode_key)
 
     def _renumber(self, job) -> None:
         """The same path, size and time where inodes do not last: nothing is read."""
@@ -7557,27 +7599,6 @@ class RootScan:
         if same_version(known.inode_key, found.inode_key, self.inodes_stable):
             job.known = known
         self.window.read(job)
-
-
-def device_in_key(key: str) -> int:
-    return int(key.rpartition(":")[2])
-
-
-class NamesAsText:
-    """Whether a text name is among native names sorted by their text."""
-
-    def __init__(self, names: list):
-        self.names = names
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, index: int) -> str:
-        return to_text(self.names[index])
-
-    def has(self, name: str) -> bool:
-        at = bisect.bisect_left(self, name)
-        return at < len(self.names) and self[at] == name
 
 
 # =================================================================================================

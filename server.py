@@ -6,100 +6,102 @@ is one module's code, verbatim: low level first, the command line last. `line` i
 here, `there` where in the module: that maps a traceback back.
 
     line  there  section
-     176      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
-     226     13  medialib/late.py: Modules of the standard library that are slow to import and that many runs do not need.
-     268     24  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
-     554     19  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
-     913     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
-    1153     16  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
-    1499     19  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
-    1813     25  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
-    2018     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
-    2054     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
-    2234     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
-    2467     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2731     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
-    2944     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    3153     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    3294     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3549     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3629     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    4013     11  medialib/http_shares.py: What all connections share: bytes, the memory of parsed JSON, places for endless answers.
-    4103     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
-    4444     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4753     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    4870     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    5004     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
-    5147     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
-    5234     19  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    5571      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5832     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    6118     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6466     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6524     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6667     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    6987     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    7111     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    7220     36  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    7649     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7957     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    8167     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    8519     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    8693     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    9071     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
-    9101     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
-    9363     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
-    9544     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
-    9873     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
-   10047     32  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
-   10470     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
-   10714     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
-   10846     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
-   10900     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
-   11000     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
-   11112     11  medialib/catalog_show.py: Files as the API shows them.
-   11159     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
-   11373     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
-   11441     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
-   11540     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
-   11805     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
-   11958     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
-   12152     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
-   12281     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
-   12639     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
-   12708     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
-   13001     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
-   13104     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
-   13137     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
-   13294      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
-   13525      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
-   13562      9  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
-   13668     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
-   13792     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
-   13967     10  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
-   13998     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
-   14252     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   14466     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   14507     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   14724     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
-   14955     15  medialib/ingest_outline.py: The outline of what agents send: who speaks, of which root, how much; all but the records.
-   15078     44  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   15381     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   15493      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   15534      1  medialib/web/: The files of the web UI.
-   19749     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   19848     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   19919     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   20091     14  medialib/server_turns.py: Lists of the catalogue are made a few at a time, however many ask at once.
-   20117     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   20205     18  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   20352      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   20433      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   20476     47  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   20787     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
-   20812     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+     178      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
+     228     13  medialib/late.py: Modules of the standard library that are slow to import and that many runs do not need.
+     270     24  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
+     556     19  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
+     915     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
+    1155     17  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
+    1518     19  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
+    1832     25  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
+    2037     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
+    2073     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
+    2253     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
+    2486     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
+    2750     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
+    2963     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    3172     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3313     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3568     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3648     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    4032     11  medialib/http_shares.py: What all connections share: bytes, the memory of parsed JSON, places for endless answers.
+    4122     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
+    4463     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4772     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    4889     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    5023     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
+    5166     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
+    5253     19  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    5590      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5851     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    6137     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6485     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6543     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6686     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    7006     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    7130     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    7239     13  medialib/scan_moves.py: Where the content of a file that is new at its path was known before: a move, or a hard link.
+    7318     30  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    7671     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7979     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    8189     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    8541     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    8715     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    9093     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
+    9123     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
+    9385     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
+    9566     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
+    9895     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
+   10069     14  medialib/catalog_facts.py: What is known of a file beside its stamps: hashes, ffprobe's answer, what could not be done; and
+   10169     25  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
+   10509     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
+   10753     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
+   10885     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
+   10939     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
+   11039     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
+   11151     11  medialib/catalog_show.py: Files as the API shows them.
+   11198     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
+   11412     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
+   11480     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
+   11579     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
+   11844     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
+   11997     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
+   12191     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
+   12320     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
+   12678     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
+   12747     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
+   13040     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
+   13143     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
+   13176     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
+   13333      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
+   13564      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
+   13601      9  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
+   13707     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
+   13831     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
+   14006     10  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
+   14037     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
+   14291     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   14505     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   14546     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   14763     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   14994     15  medialib/ingest_outline.py: The outline of what agents send: who speaks, of which root, how much; all but the records.
+   15117     44  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   15420     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   15532      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   15573      1  medialib/web/: The files of the web UI.
+   19788     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   19887     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   19958     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   20130     14  medialib/server_turns.py: Lists of the catalogue are made a few at a time, however many ask at once.
+   20156     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   20244     18  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   20391      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   20472      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   20515     47  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   20826     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
+   20851     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: c919ee4776204f0c1d399fad10656e0b692da84901c5530e11d0fc719548fbd3
+# sha256 of all below this line: 00e0a35843b8b13b0d8c41d195114ed2fa3f25f2359ac8dad45c03981145a340
 
 from __future__ import annotations
 
@@ -1146,7 +1148,7 @@ def settings_table() -> list:
 
 
 # =================================================================================================
-# medialib/walk.py, from its line 16
+# medialib/walk.py, from its line 17
 # The walk through a root: one listing per folder, in the order everything else relies on.
 # =================================================================================================
 
@@ -1489,6 +1491,23 @@ def files_at_rest(listing: FolderListing, prefix: str) -> set | None:
         (prefix + name, f"{seen.st_size}:{seen.st_mtime_ns}:{seen.st_ino}:", seen.st_ctime, 1)
         for name, seen in zip(names, stats.values())
     }
+
+
+class NamesAsText:
+    """Whether a text name is among native names sorted by their text."""
+
+    def __init__(self, names: list):
+        self.names = names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> str:
+        return to_text(self.names[index])
+
+    def has(self, name: str) -> bool:
+        at = bisect.bisect_left(self, name)
+        return at < len(self.names) and self[at] == name
 
 
 # =================================================================================================
@@ -7213,7 +7232,86 @@ def device_near(path: str) -> int | None:
 
 
 # =================================================================================================
-# medialib/scan_pipeline.py, from its line 36
+# medialib/scan_moves.py, from its line 13
+# Where the content of a file that is new at its path was known before: a move, or a hard link.
+# =================================================================================================
+
+class MoveFinder:
+    """Recognises files of one RootScan by their identity, so that they need not be read."""
+
+    def __init__(self, scan, window):
+        self.cache = scan.cache
+        self.root = scan.root
+        self.info = scan.info
+        self.plan = scan.plan
+        self.stats = scan.stats
+        self.first = scan.first
+        self.inodes_stable = scan.inodes_stable
+        self.window = window
+        self.same_disk = {}  # {root id: whether it is there now, on this file system}
+
+    def find(self, job) -> bool:
+        """Whether this content is known under another path; the outcome is noted then."""
+        if self.first and job.found.nlink < 2:
+            return False
+        same = self.cache.same_content(job.found.inode_key) if self.inodes_stable else ()
+        for content in same:
+            if not self._on_this_disk(content, job):
+                continue
+            moved = not self._still_there(content.path, job)
+            if moved and self._may_move(content, job):
+                job.moved_from = content.path
+            # Under a name that is still there its row may be out of date as well: ctime tells.
+            usable = moved or content.ctime == job.found.ctime
+            if usable and content.hashed and content.hash_algo == self.plan.algo \
+                    and content.hash_sample_size == self.plan.sample_size:
+                self.stats.moved += moved
+                self.window.put(job, facts_of_content(content), content)
+                return True
+        return self.window.join_twin(job)
+
+    def _on_this_disk(self, content, job) -> bool:
+        """Inode numbers mean something on one file system only, and in one subvolume of it."""
+        if content.inode_key == job.found.inode_key:
+            return True
+        other = self.cache.roots.find(content.root_id)
+        if other is None or (other.id != self.root.id and (
+                other.volume is None or other.volume != self.root.volume)):
+            return False
+        # The file system may have another number today than when the content was seen. A snapshot
+        # has the inodes of its original, and their ctime.
+        return content.ctime == job.found.ctime or (
+            device_near(content.path) == device_in_key(job.found.inode_key))
+
+    def _may_move(self, content, job) -> bool:
+        """A row may be taken from this root, or from another one that is there now."""
+        if content.root_id == self.root.id:
+            return content.path != job.path
+        if content.root_id not in self.same_disk:
+            other = self.cache.roots.find(content.root_id)
+            self.same_disk[content.root_id] = other is None or (
+                not other.parked and device_of(other.path) == self.info.device)
+        return self.same_disk[content.root_id]
+
+    def _still_there(self, path: str, job) -> bool:
+        if path == job.path:
+            return False
+        try:
+            seen = inode_key(os.lstat(to_native(path)))
+        except ValueError:
+            return False
+        except OSError as error:
+            unknown = error.errno not in (errno.ENOENT, errno.ENOTDIR)
+            return unknown and job.found.nlink > 1
+        return same_version(seen, job.found.inode_key)
+
+
+def device_in_key(key: str) -> int:
+    return int(key.rpartition(":")[2])
+
+
+# =================================================================================================
+# medialib/scan_pipeline.py, from its line 30
 # Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
 # =================================================================================================
 
@@ -7249,7 +7347,6 @@ class RootScan:
         self.info = None
         self.root = None
         self.is_empty = False
-        self.same_disk = {}  # {root id: whether it is there now, on this file system}
 
     # -- the whole root --------------------------------------------------------------------------
 
@@ -7265,6 +7362,7 @@ class RootScan:
         careful = CAREFUL_FILES if self.cache.get_meta("unclean") == "1" else 0
         self.cache.set_meta("unclean", "1")
         with HashWindow(self, self.info, careful=careful) as self.window:
+            self.moves = MoveFinder(self, self.window)
             self._walk_all()
             self._look_again()
         if not self.control.keep_going():
@@ -7449,7 +7547,7 @@ class RootScan:
         self.stats.count_kind(kind)
         if row is None or not same_version(row[1], found.inode_key, self.inodes_stable):
             job.fresh = row is None and self.first
-            if not self._known_elsewhere(job):
+            if not self.moves.find(job):
                 self.window.read(job)
         elif not row[3]:
             self._read_unhashed(job, row)
@@ -7469,61 +7567,6 @@ class RootScan:
 
     def root_rel(self, path: str) -> str:
         return path[len(self.root.prefix()):]
-
-    def _known_elsewhere(self, job) -> bool:
-        """Whether this content is known under another path: a move, or one more hard link."""
-        if self.first and job.found.nlink < 2:
-            return False
-        same = self.cache.same_content(job.found.inode_key) if self.inodes_stable else ()
-        for content in same:
-            if not self._on_this_disk(content, job):
-                continue
-            moved = not self._still_there(content.path, job)
-            if moved and self._may_move(content, job):
-                job.moved_from = content.path
-            # Under a name that is still there its row may be out of date as well: ctime tells.
-            usable = moved or content.ctime == job.found.ctime
-            if usable and content.hashed and content.hash_algo == self.plan.algo \
-                    and content.hash_sample_size == self.plan.sample_size:
-                self.stats.moved += moved
-                self.window.put(job, facts_of_content(content), content)
-                return True
-        return self.window.join_twin(job)
-
-    def _on_this_disk(self, content, job) -> bool:
-        """Inode numbers mean something on one file system only, and in one subvolume of it."""
-        if content.inode_key == job.found.inode_key:
-            return True
-        other = self.cache.roots.find(content.root_id)
-        if other is None or (other.id != self.root.id and (
-                other.volume is None or other.volume != self.root.volume)):
-            return False
-        # The file system may have another number today than when the content was seen. A snapshot
-        # has the inodes of its original, and their ctime.
-        return content.ctime == job.found.ctime or (
-            device_near(content.path) == device_in_key(job.found.inode_key))
-
-    def _may_move(self, content, job) -> bool:
-        """A row may be taken from this root, or from another one that is there now."""
-        if content.root_id == self.root.id:
-            return content.path != job.path
-        if content.root_id not in self.same_disk:
-            other = self.cache.roots.find(content.root_id)
-            self.same_disk[content.root_id] = other is None or (
-                not other.parked and device_of(other.path) == self.info.device)
-        return self.same_disk[content.root_id]
-
-    def _still_there(self, path: str, job) -> bool:
-        if path == job.path:
-            return False
-        try:
-            seen = inode_key(os.lstat(to_native(path)))
-        except ValueError:
-            return False
-        except OSError as error:
-            unknown = error.errno not in (errno.ENOENT, errno.ENOTDIR)
-            return unknown and job.found.nlink > 1
-        return same_version(seen, job.found.inode_key)
 
     def _renumber(self, job) -> None:
         """The same path, size and time where inodes do not last: nothing is read."""
@@ -7618,27 +7661,6 @@ class RootScan:
         if same_version(known.inode_key, found.inode_key, self.inodes_stable):
             job.known = known
         self.window.read(job)
-
-
-def device_in_key(key: str) -> int:
-    return int(key.rpartition(":")[2])
-
-
-class NamesAsText:
-    """Whether a text name is among native names sorted by their text."""
-
-    def __init__(self, names: list):
-        self.names = names
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, index: int) -> str:
-        return to_text(self.names[index])
-
-    def has(self, name: str) -> bool:
-        at = bisect.bisect_left(self, name)
-        return at < len(self.names) and self[at] == name
 
 
 # =================================================================================================
@@ -10040,7 +10062,107 @@ class TallyChanges:
 
 
 # =================================================================================================
-# medialib/catalog_apply.py, from its line 32
+# medialib/catalog_facts.py, from its line 14
+# What is known of a file beside its stamps: hashes, ffprobe's answer, what could not be done; and
+# =================================================================================================
+
+class FactTables:
+    """The tables `metadata`, `streams` and `file_error` of one transaction."""
+
+    def __init__(self, db, words):
+        self.db = db
+        self.words = words
+
+    # -- ffprobe's answer ------------------------------------------------------------------------
+
+    def merged_meta(self, row: FileRow, record: FileRecord, old: MetaRow | None,
+                    same: bool) -> MetaRow | None:
+        """What the row has once the record is applied; `same`: it is the same content version."""
+        if record.metadata is not None:
+            return self._meta_of(row.id, record.metadata)
+        return old if same else None
+
+    def _meta_of(self, file_id: int, metadata: tuple) -> MetaRow:
+        duration, container, video_codec, audio_codecs, width, height, bitrate, _ = metadata
+        return MetaRow(file_id, duration, self._word_or_none(container),
+                       self._word_or_none(video_codec), self._word_or_none(audio_codecs),
+                       width, height, bitrate)
+
+    def _word_or_none(self, text: str | None) -> int | None:
+        return None if text is None else self.words.id_of(self.db, text)
+
+    def put_meta(self, file_id: int, metadata: tuple) -> MetaRow:
+        meta = self._meta_of(file_id, metadata)
+        self.db.execute("INSERT OR REPLACE INTO metadata VALUES (?,?,?,?,?,?,?,?)", meta)
+        if metadata[7] is None:
+            self.db.execute("DELETE FROM streams WHERE file = ?", (file_id,))
+        else:
+            self.db.execute("INSERT OR REPLACE INTO streams VALUES (?, ?)",
+                            (file_id, zlib.compress(metadata[7].encode("utf-8"), 6)))
+        return meta
+
+    def drop_meta(self, file_id: int) -> None:
+        self.db.execute("DELETE FROM metadata WHERE file = ?", (file_id,))
+        self.db.execute("DELETE FROM streams WHERE file = ?", (file_id,))
+
+    def streams_differ(self, row: FileRow, record: FileRecord, old: MetaRow | None,
+                       new: MetaRow | None) -> bool:
+        """Whether only the streams, which MetaRow does not hold, are other ones."""
+        if record.metadata is None or old is None or new != old:
+            return False
+        packed = self.db.execute("SELECT packed FROM streams WHERE file = ?", (row.id,)).fetchone()
+        stored = zlib.decompress(packed[0]).decode("utf-8") if packed else None
+        return stored != record.metadata[7]
+
+    # -- what could not be done ------------------------------------------------------------------
+
+    def error_differs(self, row: FileRow, record: FileRecord) -> bool:
+        if not row.flags & FLAG_ERROR:
+            return record.error is not None
+        stored = self.db.execute("SELECT stage, class, message FROM file_error WHERE file = ?",
+                                 (row.id,)).fetchone()
+        return stored != record.error
+
+    def put_error(self, file_id: int, error: tuple) -> None:
+        self.db.execute("INSERT OR REPLACE INTO file_error VALUES (?,?,?,?)", (file_id, *error))
+
+    def update_error(self, row: FileRow, record: FileRecord) -> None:
+        if record.error:
+            self.put_error(row.id, record.error)
+        elif row.flags & FLAG_ERROR:
+            self.db.execute("DELETE FROM file_error WHERE file = ?", (row.id,))
+
+
+def keeps_facts(row: FileRow, record: FileRecord) -> bool:
+    """Whether what is known of the row is still true of the record's file. An equal identity with
+    another hash by the same recipe is other content: its stamp was put back after an edit.
+    """
+    if not is_same_identity(row, record):
+        return False
+    if record.sample_hash is None or row.sample_hash is None or row.algo != record.algo:
+        return True
+    if row.sample_size == record.sample_size and row.sample_hash != record.sample_hash:
+        return False
+    return not (row.full_hash and record.full_hash and row.full_hash != record.full_hash)
+
+
+def merged_facts(row: FileRow, record: FileRecord, same: bool) -> tuple:
+    """((algo, sample_size, sample_hash, full_hash), flags) after the record was applied. A record
+    that merely lacks a hash erases nothing of the same version.
+    """
+    brought = (record.algo, record.sample_size, record.sample_hash, record.full_hash)
+    if not same:
+        return brought, record.whole
+    if record.sample_hash is None:
+        return row[12:16], row.flags & FLAG_WHOLE
+    alike = (row.algo, row.sample_size, row.sample_hash) == brought[:3]
+    if alike and record.full_hash is None and not record.whole:
+        return row[12:16], row.flags & FLAG_WHOLE
+    return brought, record.whole
+
+
+# =================================================================================================
+# medialib/catalog_apply.py, from its line 25
 # One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
 # =================================================================================================
 
@@ -10060,6 +10182,7 @@ class FileBatch:
         self.agent = agent
         self.now = int(now)
         self.changes = TallyChanges(db)
+        self.facts = FactTables(db, tools.words)
         self.rels: dict = {}  # folder id → relative path
         self.roots: dict = {}  # root id → CatalogRoot, one object per row
         self.folder_roots: dict = {}  # folder id → root id
@@ -10265,9 +10388,9 @@ class FileBatch:
             *record[4:15], flags, STATE_PRESENT,
             words.id_of(db, record.reason) if record.reason else None,
             self.now, self.now, self.counters.next("seq")))
-        meta = self._put_meta(row.id, record.metadata) if record.metadata else None
+        meta = self.facts.put_meta(row.id, record.metadata) if record.metadata else None
         if record.error:
-            self._put_error(row.id, record.error)
+            self.facts.put_error(row.id, record.error)
         self.changes.add(row, root, self.rels[place[0]], meta)
         return row
 
@@ -10279,7 +10402,7 @@ class FileBatch:
         same = keeps_facts(row, record)
         hashes, flags = merged_facts(row, record, same)
         old_meta = read_meta(db, row.id) if row.flags & FLAG_PROBED else None
-        new_meta = self._merged_meta(row, record, old_meta, same)
+        new_meta = self.facts.merged_meta(row, record, old_meta, same)
         flags |= FLAG_PROBED if new_meta is not None else 0
         flags |= FLAG_ERROR if record.error else 0
         new = row._replace(
@@ -10289,17 +10412,17 @@ class FileBatch:
             sample_size=hashes[1], sample_hash=hashes[2], full_hash=hashes[3], flags=flags,
             state=STATE_PRESENT,
             reason=words.id_of(db, record.reason) if record.reason else None)
-        told = self._streams_differ(row, record, old_meta, new_meta)
-        failed = self._error_differs(row, record)
+        told = self.facts.streams_differ(row, record, old_meta, new_meta)
+        failed = self.facts.error_differs(row, record)
         if new == row and new_meta == old_meta and not told and not failed:
             return
         new = new._replace(changed=self.now, seq=self.counters.next("seq"))
         self._take_row(row, old_meta)
         if new_meta is None and old_meta is not None:
-            self._drop_meta(row.id)
+            self.facts.drop_meta(row.id)
         elif new_meta is not None and (new_meta != old_meta or told):
-            new_meta = self._put_meta(row.id, record.metadata)
-        self._update_error(row, record)
+            new_meta = self.facts.put_meta(row.id, record.metadata)
+        self.facts.update_error(row, record)
         self.changes.add(new, root, self.rels[place[0]], new_meta)
         self._update_row(row, new)
         if (new.name, new.folder) != (row.name, row.folder):
@@ -10349,62 +10472,6 @@ class FileBatch:
         self.roots[root_id] = root
         return root
 
-    # -- metadata and errors -----------------------------------------------------------------------
-
-    def _word_or_none(self, text: str | None) -> int | None:
-        return None if text is None else self.tools.words.id_of(self.db, text)
-
-    def _meta_of(self, file_id: int, metadata: tuple) -> MetaRow:
-        duration, container, video_codec, audio_codecs, width, height, bitrate, _ = metadata
-        return MetaRow(file_id, duration, self._word_or_none(container),
-                       self._word_or_none(video_codec), self._word_or_none(audio_codecs),
-                       width, height, bitrate)
-
-    def _merged_meta(self, row, record, old_meta, same: bool) -> MetaRow | None:
-        if record.metadata is not None:
-            return self._meta_of(row.id, record.metadata)
-        return old_meta if same else None
-
-    def _put_meta(self, file_id: int, metadata: tuple) -> MetaRow:
-        meta = self._meta_of(file_id, metadata)
-        self.db.execute("INSERT OR REPLACE INTO metadata VALUES (?,?,?,?,?,?,?,?)", meta)
-        if metadata[7] is None:
-            self.db.execute("DELETE FROM streams WHERE file = ?", (file_id,))
-        else:
-            self.db.execute("INSERT OR REPLACE INTO streams VALUES (?, ?)",
-                            (file_id, zlib.compress(metadata[7].encode("utf-8"), 6)))
-        return meta
-
-    def _drop_meta(self, file_id: int) -> None:
-        self.db.execute("DELETE FROM metadata WHERE file = ?", (file_id,))
-        self.db.execute("DELETE FROM streams WHERE file = ?", (file_id,))
-
-    def _streams_differ(self, row, record, old_meta, new_meta) -> bool:
-        if record.metadata is None or old_meta is None or new_meta != old_meta:
-            return False
-        packed = self.db.execute("SELECT packed FROM streams WHERE file = ?", (row.id,)).fetchone()
-        stored = zlib.decompress(packed[0]).decode("utf-8") if packed else None
-        return stored != record.metadata[7]
-
-    def _stored_error(self, row: FileRow) -> tuple | None:
-        if not row.flags & FLAG_ERROR:
-            return None
-        return self.db.execute("SELECT stage, class, message FROM file_error WHERE file = ?",
-                               (row.id,)).fetchone()
-
-    def _error_differs(self, row, record) -> bool:
-        return bool(row.flags & FLAG_ERROR or record.error) and (
-            self._stored_error(row) != record.error)
-
-    def _put_error(self, file_id: int, error: tuple) -> None:
-        self.db.execute("INSERT OR REPLACE INTO file_error VALUES (?,?,?,?)", (file_id, *error))
-
-    def _update_error(self, row: FileRow, record: FileRecord) -> None:
-        if record.error:
-            self._put_error(row.id, record.error)
-        elif row.flags & FLAG_ERROR:
-            self.db.execute("DELETE FROM file_error WHERE file = ?", (row.id,))
-
     # -- removals --------------------------------------------------------------------------------
 
     def remove(self, root: CatalogRoot, paths: list) -> int:
@@ -10432,34 +10499,6 @@ class FileBatch:
         self.changes.add(new, self._root_of(row.folder), self._rel(row.folder), meta)
         self.db.execute("UPDATE file SET state = 1, changed = ?, seq = ? WHERE id = ?",
                         (new.changed, new.seq, new.id))
-
-
-def keeps_facts(row: FileRow, record: FileRecord) -> bool:
-    """Whether what is known of the row is still true of the record's file. An equal identity with
-    another hash by the same recipe is other content: its stamp was put back after an edit.
-    """
-    if not is_same_identity(row, record):
-        return False
-    if record.sample_hash is None or row.sample_hash is None or row.algo != record.algo:
-        return True
-    if row.sample_size == record.sample_size and row.sample_hash != record.sample_hash:
-        return False
-    return not (row.full_hash and record.full_hash and row.full_hash != record.full_hash)
-
-
-def merged_facts(row: FileRow, record: FileRecord, same: bool) -> tuple:
-    """((algo, sample_size, sample_hash, full_hash), flags) after the record was applied. A record
-    that merely lacks a hash erases nothing of the same version.
-    """
-    brought = (record.algo, record.sample_size, record.sample_hash, record.full_hash)
-    if not same:
-        return brought, record.whole
-    if record.sample_hash is None:
-        return row[12:16], row.flags & FLAG_WHOLE
-    alike = (row.algo, row.sample_size, row.sample_hash) == brought[:3]
-    if alike and record.full_hash is None and not record.whole:
-        return row[12:16], row.flags & FLAG_WHOLE
-    return brought, record.whole
 
 
 # =================================================================================================

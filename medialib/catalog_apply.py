@@ -1,13 +1,12 @@
 """One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
 
 All of it happens inside one transaction of the writing thread. The rules are those of identity: the
-same content version keeps what is known of it, a new one starts without (see `merged_facts`).
+same content version keeps what is known of it, a new one starts without (see catalog_facts).
 """
 
 from __future__ import annotations
 
-import zlib
-
+from .catalog_facts import FactTables, keeps_facts, merged_facts
 from .catalog_roots import CatalogCounters, CatalogRoot, locate_path
 from .catalog_rows import (
     FILE_COLUMNS,
@@ -20,13 +19,7 @@ from .catalog_rows import (
     is_same_identity,
     rel_of_key,
 )
-from .catalog_schema import (
-    FLAG_ERROR,
-    FLAG_PROBED,
-    FLAG_WHOLE,
-    STATE_MISSING,
-    STATE_PRESENT,
-)
+from .catalog_schema import FLAG_ERROR, FLAG_PROBED, STATE_MISSING, STATE_PRESENT
 from .catalog_tallies import WEEK_NS, MetaRow, TallyChanges, read_meta
 
 LOOKUP_SIZES = (1, 4, 16, 64, 256)  # few different statements, so that they stay prepared
@@ -45,6 +38,7 @@ class FileBatch:
         self.agent = agent
         self.now = int(now)
         self.changes = TallyChanges(db)
+        self.facts = FactTables(db, tools.words)
         self.rels: dict = {}  # folder id → relative path
         self.roots: dict = {}  # root id → CatalogRoot, one object per row
         self.folder_roots: dict = {}  # folder id → root id
@@ -250,9 +244,9 @@ class FileBatch:
             *record[4:15], flags, STATE_PRESENT,
             words.id_of(db, record.reason) if record.reason else None,
             self.now, self.now, self.counters.next("seq")))
-        meta = self._put_meta(row.id, record.metadata) if record.metadata else None
+        meta = self.facts.put_meta(row.id, record.metadata) if record.metadata else None
         if record.error:
-            self._put_error(row.id, record.error)
+            self.facts.put_error(row.id, record.error)
         self.changes.add(row, root, self.rels[place[0]], meta)
         return row
 
@@ -264,7 +258,7 @@ class FileBatch:
         same = keeps_facts(row, record)
         hashes, flags = merged_facts(row, record, same)
         old_meta = read_meta(db, row.id) if row.flags & FLAG_PROBED else None
-        new_meta = self._merged_meta(row, record, old_meta, same)
+        new_meta = self.facts.merged_meta(row, record, old_meta, same)
         flags |= FLAG_PROBED if new_meta is not None else 0
         flags |= FLAG_ERROR if record.error else 0
         new = row._replace(
@@ -274,17 +268,17 @@ class FileBatch:
             sample_size=hashes[1], sample_hash=hashes[2], full_hash=hashes[3], flags=flags,
             state=STATE_PRESENT,
             reason=words.id_of(db, record.reason) if record.reason else None)
-        told = self._streams_differ(row, record, old_meta, new_meta)
-        failed = self._error_differs(row, record)
+        told = self.facts.streams_differ(row, record, old_meta, new_meta)
+        failed = self.facts.error_differs(row, record)
         if new == row and new_meta == old_meta and not told and not failed:
             return
         new = new._replace(changed=self.now, seq=self.counters.next("seq"))
         self._take_row(row, old_meta)
         if new_meta is None and old_meta is not None:
-            self._drop_meta(row.id)
+            self.facts.drop_meta(row.id)
         elif new_meta is not None and (new_meta != old_meta or told):
-            new_meta = self._put_meta(row.id, record.metadata)
-        self._update_error(row, record)
+            new_meta = self.facts.put_meta(row.id, record.metadata)
+        self.facts.update_error(row, record)
         self.changes.add(new, root, self.rels[place[0]], new_meta)
         self._update_row(row, new)
         if (new.name, new.folder) != (row.name, row.folder):
@@ -334,62 +328,6 @@ class FileBatch:
         self.roots[root_id] = root
         return root
 
-    # -- metadata and errors -----------------------------------------------------------------------
-
-    def _word_or_none(self, text: str | None) -> int | None:
-        return None if text is None else self.tools.words.id_of(self.db, text)
-
-    def _meta_of(self, file_id: int, metadata: tuple) -> MetaRow:
-        duration, container, video_codec, audio_codecs, width, height, bitrate, _ = metadata
-        return MetaRow(file_id, duration, self._word_or_none(container),
-                       self._word_or_none(video_codec), self._word_or_none(audio_codecs),
-                       width, height, bitrate)
-
-    def _merged_meta(self, row, record, old_meta, same: bool) -> MetaRow | None:
-        if record.metadata is not None:
-            return self._meta_of(row.id, record.metadata)
-        return old_meta if same else None
-
-    def _put_meta(self, file_id: int, metadata: tuple) -> MetaRow:
-        meta = self._meta_of(file_id, metadata)
-        self.db.execute("INSERT OR REPLACE INTO metadata VALUES (?,?,?,?,?,?,?,?)", meta)
-        if metadata[7] is None:
-            self.db.execute("DELETE FROM streams WHERE file = ?", (file_id,))
-        else:
-            self.db.execute("INSERT OR REPLACE INTO streams VALUES (?, ?)",
-                            (file_id, zlib.compress(metadata[7].encode("utf-8"), 6)))
-        return meta
-
-    def _drop_meta(self, file_id: int) -> None:
-        self.db.execute("DELETE FROM metadata WHERE file = ?", (file_id,))
-        self.db.execute("DELETE FROM streams WHERE file = ?", (file_id,))
-
-    def _streams_differ(self, row, record, old_meta, new_meta) -> bool:
-        if record.metadata is None or old_meta is None or new_meta != old_meta:
-            return False
-        packed = self.db.execute("SELECT packed FROM streams WHERE file = ?", (row.id,)).fetchone()
-        stored = zlib.decompress(packed[0]).decode("utf-8") if packed else None
-        return stored != record.metadata[7]
-
-    def _stored_error(self, row: FileRow) -> tuple | None:
-        if not row.flags & FLAG_ERROR:
-            return None
-        return self.db.execute("SELECT stage, class, message FROM file_error WHERE file = ?",
-                               (row.id,)).fetchone()
-
-    def _error_differs(self, row, record) -> bool:
-        return bool(row.flags & FLAG_ERROR or record.error) and (
-            self._stored_error(row) != record.error)
-
-    def _put_error(self, file_id: int, error: tuple) -> None:
-        self.db.execute("INSERT OR REPLACE INTO file_error VALUES (?,?,?,?)", (file_id, *error))
-
-    def _update_error(self, row: FileRow, record: FileRecord) -> None:
-        if record.error:
-            self._put_error(row.id, record.error)
-        elif row.flags & FLAG_ERROR:
-            self.db.execute("DELETE FROM file_error WHERE file = ?", (row.id,))
-
     # -- removals --------------------------------------------------------------------------------
 
     def remove(self, root: CatalogRoot, paths: list) -> int:
@@ -417,31 +355,3 @@ class FileBatch:
         self.changes.add(new, self._root_of(row.folder), self._rel(row.folder), meta)
         self.db.execute("UPDATE file SET state = 1, changed = ?, seq = ? WHERE id = ?",
                         (new.changed, new.seq, new.id))
-
-
-def keeps_facts(row: FileRow, record: FileRecord) -> bool:
-    """Whether what is known of the row is still true of the record's file. An equal identity with
-    another hash by the same recipe is other content: its stamp was put back after an edit.
-    """
-    if not is_same_identity(row, record):
-        return False
-    if record.sample_hash is None or row.sample_hash is None or row.algo != record.algo:
-        return True
-    if row.sample_size == record.sample_size and row.sample_hash != record.sample_hash:
-        return False
-    return not (row.full_hash and record.full_hash and row.full_hash != record.full_hash)
-
-
-def merged_facts(row: FileRow, record: FileRecord, same: bool) -> tuple:
-    """((algo, sample_size, sample_hash, full_hash), flags) after the record was applied. A record
-    that merely lacks a hash erases nothing of the same version.
-    """
-    brought = (record.algo, record.sample_size, record.sample_hash, record.full_hash)
-    if not same:
-        return brought, record.whole
-    if record.sample_hash is None:
-        return row[12:16], row.flags & FLAG_WHOLE
-    alike = (row.algo, row.sample_size, row.sample_hash) == brought[:3]
-    if alike and record.full_hash is None and not record.whole:
-        return row[12:16], row.flags & FLAG_WHOLE
-    return brought, record.whole

@@ -6,7 +6,6 @@ taken in the order of the walk, so that the cursor is always a place up to which
 
 from __future__ import annotations
 
-import bisect
 import errno
 import os
 import time
@@ -21,17 +20,12 @@ from .hash_window import (
 )
 from .late import uuid
 from .mounts import mount_points
-from .root_check import (
-    check_still_mounted,
-    device_near,
-    device_of,
-    is_renumbered,
-    look_at_root,
-)
+from .root_check import check_still_mounted, is_renumbered, look_at_root
 from .root_volume import RootOffline
 from .scan_buffer import ChangeBuffer, error_class, error_text
-from .scan_common import inode_key, parent_of, same_version, to_native, to_text
-from .walk import FileProblem, files_at_rest, find_files, walk_folders
+from .scan_common import parent_of, same_version, to_native, to_text
+from .scan_moves import MoveFinder
+from .walk import FileProblem, NamesAsText, files_at_rest, find_files, walk_folders
 
 BIG_FOLDER = 2000
 BIG_FOLDER_PART = 1000
@@ -65,7 +59,6 @@ class RootScan:
         self.info = None
         self.root = None
         self.is_empty = False
-        self.same_disk = {}  # {root id: whether it is there now, on this file system}
 
     # -- the whole root --------------------------------------------------------------------------
 
@@ -81,6 +74,7 @@ class RootScan:
         careful = CAREFUL_FILES if self.cache.get_meta("unclean") == "1" else 0
         self.cache.set_meta("unclean", "1")
         with HashWindow(self, self.info, careful=careful) as self.window:
+            self.moves = MoveFinder(self, self.window)
             self._walk_all()
             self._look_again()
         if not self.control.keep_going():
@@ -265,7 +259,7 @@ class RootScan:
         self.stats.count_kind(kind)
         if row is None or not same_version(row[1], found.inode_key, self.inodes_stable):
             job.fresh = row is None and self.first
-            if not self._known_elsewhere(job):
+            if not self.moves.find(job):
                 self.window.read(job)
         elif not row[3]:
             self._read_unhashed(job, row)
@@ -285,61 +279,6 @@ class RootScan:
 
     def root_rel(self, path: str) -> str:
         return path[len(self.root.prefix()):]
-
-    def _known_elsewhere(self, job) -> bool:
-        """Whether this content is known under another path: a move, or one more hard link."""
-        if self.first and job.found.nlink < 2:
-            return False
-        same = self.cache.same_content(job.found.inode_key) if self.inodes_stable else ()
-        for content in same:
-            if not self._on_this_disk(content, job):
-                continue
-            moved = not self._still_there(content.path, job)
-            if moved and self._may_move(content, job):
-                job.moved_from = content.path
-            # Under a name that is still there its row may be out of date as well: ctime tells.
-            usable = moved or content.ctime == job.found.ctime
-            if usable and content.hashed and content.hash_algo == self.plan.algo \
-                    and content.hash_sample_size == self.plan.sample_size:
-                self.stats.moved += moved
-                self.window.put(job, facts_of_content(content), content)
-                return True
-        return self.window.join_twin(job)
-
-    def _on_this_disk(self, content, job) -> bool:
-        """Inode numbers mean something on one file system only, and in one subvolume of it."""
-        if content.inode_key == job.found.inode_key:
-            return True
-        other = self.cache.roots.find(content.root_id)
-        if other is None or (other.id != self.root.id and (
-                other.volume is None or other.volume != self.root.volume)):
-            return False
-        # The file system may have another number today than when the content was seen. A snapshot
-        # has the inodes of its original, and their ctime.
-        return content.ctime == job.found.ctime or (
-            device_near(content.path) == device_in_key(job.found.inode_key))
-
-    def _may_move(self, content, job) -> bool:
-        """A row may be taken from this root, or from another one that is there now."""
-        if content.root_id == self.root.id:
-            return content.path != job.path
-        if content.root_id not in self.same_disk:
-            other = self.cache.roots.find(content.root_id)
-            self.same_disk[content.root_id] = other is None or (
-                not other.parked and device_of(other.path) == self.info.device)
-        return self.same_disk[content.root_id]
-
-    def _still_there(self, path: str, job) -> bool:
-        if path == job.path:
-            return False
-        try:
-            seen = inode_key(os.lstat(to_native(path)))
-        except ValueError:
-            return False
-        except OSError as error:
-            unknown = error.errno not in (errno.ENOENT, errno.ENOTDIR)
-            return unknown and job.found.nlink > 1
-        return same_version(seen, job.found.inode_key)
 
     def _renumber(self, job) -> None:
         """The same path, size and time where inodes do not last: nothing is read."""
@@ -434,24 +373,3 @@ class RootScan:
         if same_version(known.inode_key, found.inode_key, self.inodes_stable):
             job.known = known
         self.window.read(job)
-
-
-def device_in_key(key: str) -> int:
-    return int(key.rpartition(":")[2])
-
-
-class NamesAsText:
-    """Whether a text name is among native names sorted by their text."""
-
-    def __init__(self, names: list):
-        self.names = names
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, index: int) -> str:
-        return to_text(self.names[index])
-
-    def has(self, name: str) -> bool:
-        at = bisect.bisect_left(self, name)
-        return at < len(self.names) and self[at] == name

@@ -6,6 +6,7 @@ each with everything below it. Nothing here opens a file.
 
 from __future__ import annotations
 
+import bisect
 import errno
 import os
 import stat
@@ -352,3 +353,20 @@ def files_at_rest(listing: FolderListing, prefix: str) -> set | None:
         (prefix + name, f"{seen.st_size}:{seen.st_mtime_ns}:{seen.st_ino}:", seen.st_ctime, 1)
         for name, seen in zip(names, stats.values())
     }
+
+
+class NamesAsText:
+    """Whether a text name is among native names sorted by their text."""
+
+    def __init__(self, names: list):
+        self.names = names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> str:
+        return to_text(self.names[index])
+
+    def has(self, name: str) -> bool:
+        at = bisect.bisect_left(self, name)
+        return at < len(self.names) and self[at] == name

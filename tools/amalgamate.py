@@ -24,17 +24,17 @@ SHARED = [
     "http_answer", "http_listener", "http_shares", "http_server", "http_client", "progress",
     "cache_schema", "cache_changes", "cache_batch", "cache_outbox", "index_writer",
     "cache_roots", "agent_cache", "scan_buffer", "scan_plan", "hash_window",
-    "root_volume", "root_check", "scan_pipeline", "scan_passes", "scan_run", "delivery",
-    "host_link", "agent_service", "stop_signals",
+    "root_volume", "root_check", "scan_moves", "scan_pipeline", "scan_passes", "scan_run",
+    "delivery", "host_link", "agent_service", "stop_signals",
 ]
 AGENT = [
     "agent_identity", "agent_routes", "plain_scan", "agent_cli",
 ]
 SERVER = [
-    "catalog_schema", "catalog_rows", "catalog_roots", "catalog_tallies", "catalog_apply",
-    "catalog_duplicates", "catalog_search", "catalog_settings", "catalog_why", "catalog_compare",
-    "catalog_show", "catalog_writer", "catalog_check", "catalog_summary", "catalog",
-    "host_agents", "catalog_agents", "host_upkeep", "ingest_records", "ingest_repeats",
+    "catalog_schema", "catalog_rows", "catalog_roots", "catalog_tallies", "catalog_facts",
+    "catalog_apply", "catalog_duplicates", "catalog_search", "catalog_settings", "catalog_why",
+    "catalog_compare", "catalog_show", "catalog_writer", "catalog_check", "catalog_summary",
+    "catalog", "host_agents", "catalog_agents", "host_upkeep", "ingest_records", "ingest_repeats",
     "catalog_filter", "catalog_folders", "catalog_tokens",
     "catalog_copies", "catalog_propose", "catalog_words", "catalog_places", "catalog_by_path",
     "catalog_sections", "catalog_sample", "catalog_skip", "catalog_files", "catalog_changes",
