@@ -10,8 +10,10 @@ import time
 from medialib.http_gate import Gate
 from medialib.http_json import Reply, Router, StreamReply
 from medialib.http_server import JsonServer
+from tests import support
 
-HEALTH_S = 1.0  # shared machines are slow; an answer that waits for a deadline takes longer
+HEALTH_S = 1.0  # the best of several calls, whatever else the machine does
+AT_ONCE_S = 8.0  # below every deadline of the server: nothing was waited for
 
 
 class Victim:
@@ -98,14 +100,13 @@ class Victim:
             lines = (f"Host: 127.0.0.1:{self.port}", *lines)
         return "\r\n".join([f"{first} HTTP/1.1", *lines, "", ""]).encode("latin-1")
 
-    def assert_alive(self, within_s: float = HEALTH_S) -> float:
-        """Seconds that /health takes on a new connection."""
-        start = time.monotonic()
+    def assert_alive(self, within_s: float = HEALTH_S) -> None:
+        """/health answers on a new connection, quickly, and each time at once."""
+        support.assert_prompt(self._assert_healthy, within_s, AT_ONCE_S)
+
+    def _assert_healthy(self) -> None:
         status, _, body = self.get("/health")
-        took_s = time.monotonic() - start
         assert (status, json.loads(body)) == (200, {"ok": True})
-        assert took_s < within_s, f"/health took {took_s:.2f} s"
-        return took_s
 
     def stop(self):
         self.hold.set()

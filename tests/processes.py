@@ -63,7 +63,7 @@ class Program:
         shutil.copy(support.ROOT / f"{self.name}.py", alone)
         return alone
 
-    def start(self, *, ready: bool = True, timeout_s: float = 30):
+    def start(self, *, ready: bool = True, timeout_s: float = 60):
         self.runs += 1
         self.log = self.folder / f"{self.name}-{self.runs}.log"
         with self.log.open("wb") as output:
@@ -105,7 +105,7 @@ class Program:
     def running(self) -> bool:
         return self.process is not None and self.process.poll() is None
 
-    def stop(self, timeout_s: float = 10) -> int:
+    def stop(self, timeout_s: float = 40) -> int:
         """End it as a service manager does; the exit code."""
         self.signal_all(signal.SIGTERM)
         return self.wait(timeout_s)
@@ -114,7 +114,7 @@ class Program:
         """kill -9, with everything that it started; returns when it is gone."""
         if self.process is not None:
             self.signal_all(signal.SIGKILL)
-            self.process.wait(10)
+            self.process.wait(60)
 
     def post(self, path: str, body=None, **options) -> dict:
         return support.post(self.url, path, body, **options)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import glob
 import json
 import os
+import random
 import re
 import shutil
 import socket
@@ -103,10 +105,44 @@ def wait_until(predicate, timeout_s: float = 30, what: str = "", pause_s: float 
         time.sleep(pause_s)
 
 
+SLACK_S = 10  # what a busy machine may add to any bound; what waits for a fault takes longer
+
+
+def assert_prompt(action, within_s: float, worst_s: float = SLACK_S, tries: int = 20) -> list:
+    """What `action` needs is below `within_s`, in seconds of each try; no try takes `worst_s`.
+
+    A machine with other work may hold up one try or another, but not all of them. Whoever waits
+    for something, be it but once, needs more than the worst.
+    """
+    times = []
+    while not times or (min(times) >= within_s and len(times) < tries):
+        started = time.monotonic()
+        action()
+        times.append(time.monotonic() - started)
+        assert times[-1] < worst_s, f"{times[-1]:.2f} s"
+    assert min(times) < within_s, f"{min(times):.3f} s at best in {tries} tries"
+    return times
+
+
+def assert_in_time(measure, within_s: float, tries: int = 3) -> None:
+    """`measure` gives the seconds that something took: a busy machine may hold it up, but not
+    every time; what waits where it must not does so each time.
+    """
+    times = []
+    while not times or times[-1] >= within_s:
+        assert len(times) < tries, f"took {times} s, not {within_s} s"
+        times.append(measure())
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """One of those that no system hands out by itself, to a client of another test for instance,
+    before our own program takes it.
+    """
+    while True:
+        port = random.SystemRandom().randrange(10_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("0.0.0.0", port))
+            return port
 
 
 def request(url: str, path: str, body=None, *, method: str = "", headers=(), timeout_s=30) -> tuple:

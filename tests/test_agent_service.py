@@ -51,7 +51,7 @@ class Agents:
             with contextlib.suppress(OSError):
                 return support.request(f"http://127.0.0.1:{own}", "/agent/ping")[0] == 200
 
-        support.wait_until(answers, 10, "the agent's control port")
+        support.wait_until(answers, 60, "the agent's control port")
         return process, own
 
 
@@ -66,43 +66,41 @@ def agents(tmp_path):
 
 def test_without_a_host_something_is_left_over(agents):
     process = agents.start(support.free_port(), "--once", "--port", "0")
-    text = process.communicate(timeout=40)[0]
+    text = process.communicate(timeout=120)[0]
     assert process.returncode == 3, text
     assert "not delivered" in text
 
 
 def test_usage_and_check(agents):
     process = agents.start(70000)
-    assert process.wait(10) == 2
+    assert process.wait(60) == 2
     process = agents.start(support.free_port(), "--check")
-    text = process.communicate(timeout=20)[0]
+    text = process.communicate(timeout=120)[0]
     assert process.returncode == 1
     assert "can be read" in text
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stops_in_time_while_the_host_is_silent(agents, silent_host, number):
-    process, _ = agents.serving(silent_host)
-    started = time.monotonic()
-    process.send_signal(number)
-    code = process.wait(10)
-    assert time.monotonic() - started < 5
-    assert code == (130 if number == signal.SIGINT else 0)
+    def ended() -> float:
+        process, _ = agents.serving(silent_host)
+        started = time.monotonic()
+        process.send_signal(number)
+        assert process.wait(60) == (130 if number == signal.SIGINT else 0)
+        return time.monotonic() - started
+
+    support.assert_in_time(ended, 5)
 
 
 def test_one_agent_per_data_folder_and_clearing_through_it(agents, silent_host):
     _, own = agents.serving(silent_host)
     url = f"http://127.0.0.1:{own}"
     second = agents.start(silent_host, "--port", "0", "--once")
-    assert second.wait(15) == 4
+    assert second.wait(60) == 4
     clearing = agents.start(silent_host, "--clear-cache")
-    assert clearing.wait(30) == 0
-    times = []
+    assert clearing.wait(60) == 0
     for _ in range(20):
-        started = time.monotonic()
-        assert "phase_name" in support.get(url, "/agent/stats")
-        times.append(time.monotonic() - started)
-    assert max(times) < 0.1
+        support.assert_prompt(lambda: support.get(url, "/agent/stats")["phase_name"], 0.1)
     assert support.request(url, "/agent/ls?path=/no/such/folder")[0] == 404
     assert support.get(url, "/agent/cache_info")["exists"]
     assert support.post(url, "/agent/compact_cache")["after_bytes"] > 0
@@ -123,7 +121,7 @@ def test_without_a_data_folder_nothing_is_written(agents, silent_host, tmp_path)
     trial = [*command[:-7], "agent", "--version"]
     if subprocess.run(trial, capture_output=True, check=False).returncode:
         support.lack("this Python cannot be run by another user")
-    done = subprocess.run(command, cwd=work, capture_output=True, text=True, timeout=40,
+    done = subprocess.run(command, cwd=work, capture_output=True, text=True, timeout=120,
                           check=False)
     assert done.returncode == 3, done.stderr
     assert "without a memory" in done.stderr

@@ -6,7 +6,6 @@ import gzip
 import ipaddress
 import json
 import random
-import time
 import tracemalloc
 
 import pytest
@@ -39,6 +38,7 @@ from medialib.http_json import (
     parse_head,
     wants_gzip,
 )
+from tests import support
 
 
 def head_of(*lines: bytes) -> bytes:
@@ -245,9 +245,8 @@ def test_what_is_not_sound_json_is_refused(data):
 
 
 def test_a_huge_integer_costs_no_time():
-    start = time.monotonic()
-    refusal_of(b'{"a":' + b"9" * 1_000_000 + b"}")
-    assert time.monotonic() - start < 1
+    data = b'{"a":' + b"9" * 1_000_000 + b"}"
+    support.assert_prompt(lambda: refusal_of(data), 1)
 
 
 def test_the_last_of_equal_keys_counts():

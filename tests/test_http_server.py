@@ -21,7 +21,7 @@ from medialib.http_gate import Gate
 from medialib.http_json import HttpError, Router
 from medialib.http_server import JsonServer
 
-from .http_support import Victim, read_all, read_until, split_answer, unchunk
+from .http_support import AT_ONCE_S, Victim, read_all, read_until, split_answer, unchunk
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def open_slots(victim) -> int:
     return len(victim.server.listener._open_slots())
 
 
-def wait_for(condition, within_s: float = 5.0) -> None:
+def wait_for(condition, within_s: float = AT_ONCE_S) -> None:
     end = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < end, "did not happen in time"
@@ -197,7 +197,7 @@ def test_rubbish_gets_400_at_once(victim, data):
     status, headers, body = split_answer(victim.ask(data))
     assert (status, json.loads(body)["ok"]) == (400, False)
     assert headers["connection"] == "close"
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < AT_ONCE_S
     victim.assert_alive()
 
 
@@ -344,7 +344,7 @@ def test_silence_is_ended(victim, hurried):
         start = time.monotonic()
         assert silent.recv(100) == b""
         assert kept.recv(100) == b""
-        assert time.monotonic() - start < 3
+        assert time.monotonic() - start < AT_ONCE_S
     victim.assert_alive()
 
 
@@ -379,7 +379,7 @@ def test_a_reader_that_does_not_read_is_cut_off(victim, hurried):
     with victim.connect() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         sock.sendall(victim.head("GET /large"))
-        wait_for(lambda: open_slots(victim) == 0, 10)
+        wait_for(lambda: open_slots(victim) == 0, 20)
     victim.assert_alive()
 
 
@@ -394,7 +394,7 @@ def test_slow_readers_of_streams_are_cut_off(victim, hurried, nibble):
             sock.connect(("127.0.0.1", victim.port))
             sock.sendall(victim.head("GET /endless"))
             readers.append(sock)
-        end = time.monotonic() + 10
+        end = time.monotonic() + 25
         while len(victim.closed_streams) < len(readers):
             assert time.monotonic() < end, "slow readers hold their streams"
             for sock in readers if nibble else ():
@@ -461,7 +461,7 @@ def test_a_silent_connection_is_ended(victim, hurried):
         start = time.monotonic()
         victim.server.stop()
         assert sock.recv(10) == b""
-        assert time.monotonic() - start < 2
+        assert time.monotonic() - start < AT_ONCE_S
 
 
 def test_many_slow_bodies_and_heads(victim):
@@ -498,22 +498,27 @@ def test_when_all_are_at_work_others_hear_503():
 
 
 def test_a_storm_of_connections(victim):
-    stop = time.monotonic() + 1.5
-    answers = []
+    """While they come, every call is answered, and in time."""
+    over, connected = threading.Event(), []
 
     def storm():
-        while time.monotonic() < stop:
+        while not over.is_set():
             with contextlib.suppress(OSError), victim.connect(2) as sock:
                 sock.sendall(b"GET")
+                connected.append(sock)
 
     threads = [threading.Thread(target=storm) for _ in range(4)]
     for thread in threads:
         thread.start()
-    while time.monotonic() < stop:
-        answers.append(victim.assert_alive(2.0))
-    for thread in threads:
-        thread.join()
-    assert len(answers) > 3
+    try:
+        for _ in range(5):
+            before = len(connected)
+            wait_for(lambda before=before: len(connected) > before)
+            victim.assert_alive(2.0)
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
 
 
 def fake_slot(peer: str, state: str, since: float):
@@ -606,7 +611,7 @@ def test_heavy_requests_wait_for_each_other_and_light_ones_do_not(monkeypatch):
         thread = threading.Thread(target=second)
         thread.start()
         assert not entered.wait(0.2)
-    assert entered.wait(5)
+    assert entered.wait(30)
     thread.join()
     assert share.left == 100 << 20
 
@@ -695,7 +700,7 @@ def test_tls_and_silent_tls_clients(certificate):
                     sock.sendall(b"\x16\x03\x01\x02\x00")  # the beginning of a handshake
             start = time.monotonic()
             assert tls_get(victim, cert, "/health")[0] == 200
-            assert time.monotonic() - start < 2
+            assert time.monotonic() - start < AT_ONCE_S
             status, _, body = tls_get(victim, cert, "/export")
             assert unchunk(body) == (b"line\n" * 10000, True)
             assert victim.ask(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")[:8] != b"HTTP/1.1"
@@ -770,7 +775,7 @@ def test_stop_lets_answers_out_and_is_quick(victim):
         threading.Timer(0.3, victim.hold.set).start()
         start = time.monotonic()
         victim.server.stop()
-        assert time.monotonic() - start < 2.5
+        assert time.monotonic() - start < AT_ONCE_S
         thread.join()
         assert silent.recv(10) == b""
     assert answers[0][0] == 200
@@ -784,7 +789,7 @@ def test_stop_does_not_wait_for_ever(victim):
         time.sleep(0.2)
         start = time.monotonic()
         victim.server.stop()
-        assert time.monotonic() - start < 3
+        assert time.monotonic() - start < AT_ONCE_S
 
 
 def test_a_server_that_never_started_can_stop():

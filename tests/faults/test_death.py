@@ -99,7 +99,7 @@ def host_killed_at_every(world, call: str, count: int) -> None:
         host.prefix = strace(call, signal="KILL", when=number)
         host.start(ready=False)
         agent.start(ready=False)
-        end = time.monotonic() + 30
+        end = time.monotonic() + 90
         while host.running() and agent.running() and time.monotonic() < end:
             time.sleep(0.02)
         died += host.process.poll() in KILLED
@@ -201,19 +201,28 @@ def test_nothing_acknowledged_is_lost_in_many_kills(world):
     assert nothing_acknowledged_lost(world, 200) > 1000
 
 
+def seconds_to_end(program, number: int) -> float:
+    """From the signal to the exit of the program, which is started if it does not run."""
+    if not program.running():
+        program.start()
+        time.sleep(0.3)
+    started = time.monotonic()
+    program.signal_all(number)
+    expected = {signal.SIGTERM: 0, signal.SIGINT: 130}
+    assert program.wait(60) == expected[number], program.output()[-2000:]
+    seconds = time.monotonic() - started
+    assert "Traceback" not in program.output()
+    return seconds
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_asked_to_end_it_ends_in_five_seconds(world, number):
     one = world.tree("first", 300, 8)
     host = world.host(world.tree("local", 200, 4).root).start()
     agent = world.agent(host, one.root).start()
     time.sleep(0.3)
-    for program, expected in ((agent, {signal.SIGTERM: 0, signal.SIGINT: 130}),
-                              (host, {signal.SIGTERM: 0, signal.SIGINT: 130})):
-        started = time.monotonic()
-        program.signal_all(number)
-        assert program.wait(15) == expected[number], program.output()[-2000:]
-        assert time.monotonic() - started < 5
-        assert "Traceback" not in program.output()
+    for program in (agent, host):
+        support.assert_in_time(lambda program=program: seconds_to_end(program, number), 5)
     host.start()
     agent.arguments.append("--once")
     world.scan(agent)
@@ -226,7 +235,7 @@ def test_killed_during_the_very_first_start(world, number):
     one = world.tree("first", 10, 0)
     host = world.host(prefix=strace("pwrite64", signal="KILL", when=number))
     host.start(ready=False)
-    assert host.wait(20) in KILLED
+    assert host.wait(60) in KILLED
     host.prefix = []
     host.start()
     agent = world.once(host, one.root, prefix=strace("pwrite64", signal="KILL", when=number))
@@ -248,7 +257,7 @@ def test_killed_while_the_cache_is_compacted(world):
         world.exact(host, "box", one.root, wait_s=harness.SETTLE_S)
         with harness.attached(agent, "pwrite64", signal="KILL", when=number):
             died += not answers(agent, "/agent/compact_cache")
-            support.wait_until(lambda: not agent.running(), 10, "its death")
+            support.wait_until(lambda: not agent.running(), 60, "its death")
         agent.kill()
         world.sound(agent)
         media.random_changes(one, 5)
@@ -290,7 +299,7 @@ def killed_in_phase(world, phase: str, kills: int) -> None:
 
 def died_in(agent, phase: str, after_s: float) -> bool:
     """Kill the agent some time after it said that it is in this phase; False when it never was."""
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while time.monotonic() < end:
         stats = agent.stats()
         if stats["active"] and stats["phase_name"] == phase:
