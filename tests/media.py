@@ -7,8 +7,10 @@ import hashlib
 import os
 import random
 import shutil
+import stat
 import subprocess
 import sysconfig
+import time
 from pathlib import Path
 
 from tests import support
@@ -188,6 +190,19 @@ class Tree:
 
     def folders(self) -> list:
         return sorted(Path(folder) for folder, _, _ in os.walk(self.root) if "@eaDir" not in folder)
+
+
+def grow_old(*roots) -> None:
+    """What was written just now is an hour old, each file by as much: one that was changed less
+    than two seconds before its hash is looked at again.
+    """
+    young_ns = time.time_ns() - 60 * 10**9
+    for root in roots:
+        for folder, _, names in os.walk(os.fsencode(root)):
+            for path in [os.path.join(folder, name) for name in names]:
+                seen = os.lstat(path)
+                if stat.S_ISREG(seen.st_mode) and seen.st_mtime_ns > young_ns:
+                    os.utime(path, ns=(seen.st_atime_ns, seen.st_mtime_ns - 3600 * 10**9))
 
 
 def random_changes(tree: Tree, count: int) -> list:

@@ -157,7 +157,7 @@ def test_second_scan_opens_and_posts_nothing(tmp_path, machines, way):
     host = machines.host(**way).start()
     with processes.Recorder(host) as recorder:
         first = machines.agent(recorder, one.root, "--once", name="first", **way)
-        time.sleep(YOUNG_S)
+        media.grow_old(one.root)
         scan_once(first)
         check(host, "first", [one.root], way)
         number = changes_after(host, 0)[1]
@@ -187,7 +187,7 @@ def test_renamed_and_moved_files_are_not_read_again(tmp_path, machines, way):
     tracer = processes.Tracer(tmp_path / "trace")
     host = machines.host(**way).start()
     agent = machines.agent(host, one.root, "--once", name="first", **way)
-    time.sleep(YOUNG_S)
+    media.grow_old(one.root)
     scan_once(agent)
     known = {row["inode_key"]: (row["id"], row["first_seen"]) for row in
              ground_truth.present_rows(host.url, host.agent_id("first"))}
@@ -211,7 +211,7 @@ def test_host_away_for_the_whole_scan(tmp_path, machines, way):
     tracer = processes.Tracer(tmp_path / "trace")
     host = machines.host(**way)
     agent = machines.agent(host, one.root, "--once", name="first", **way)
-    time.sleep(YOUNG_S)
+    media.grow_old(one.root)
     assert agent.run() == 3, agent.output()
     host.start()
     agent.prefix = tracer.prefix
@@ -267,7 +267,7 @@ def test_host_database_deleted(tmp_path, machines, way):
     tracer = processes.Tracer(tmp_path / "trace")
     host = machines.host(**way).start()
     agent = machines.agent(host, one.root, "--once", name="first", **way)
-    time.sleep(YOUNG_S)
+    media.grow_old(one.root)
     scan_once(agent)
     library = host.post("/api/summary")["library_id"]
     assert host.stop() == 0

@@ -75,7 +75,7 @@ def test_damaged_catalogue_is_kept_and_explained(world, how):
     one = world.tree("first", 60, 2)
     host = world.host().start()
     agent = world.once(host, one.root)
-    time.sleep(harness.YOUNG_S)
+    media.grow_old(one.root)
     world.scan(agent)
     assert host.stop() == 0
     path = host.data / "medialib.db"

@@ -35,7 +35,7 @@ def test_unmounted_and_mounted_again(world, disk_of, kind):
     agent = world.once(host, place)
     with disk(place):
         world.tree("x", folder=place)
-        time.sleep(harness.YOUNG_S)
+        media.grow_old(place)
         world.scan(agent)
         world.exact(host, "box", place)
         before = facts(host)
@@ -92,7 +92,7 @@ def test_disks_of_two_kinds_take_turns(world, disk_of, first, second):
     for number, disk in enumerate(disks):
         with disk(place):
             world.tree(f"disk{number}", 20 + 10 * number, 1, folder=place)
-            time.sleep(harness.YOUNG_S)
+            media.grow_old(place)
             world.scan(agent)
             world.exact(host, "box", place)
             assert harness.states(host, "box").get("missing", 0) == 0
@@ -115,7 +115,7 @@ def test_two_disks_without_a_name_at_one_place(world, disk_of):
     for turn in range(2):
         with disks[0](place):
             world.tree("first", 20, 1, folder=place) if not turn else None
-            time.sleep(harness.YOUNG_S)
+            media.grow_old(place)
             world.scan(agent)
             world.exact(host, "box", place)
             before = facts(host)
@@ -170,7 +170,7 @@ def test_a_disk_restored_from_a_copy_has_new_inodes(world):
     agent = world.once(host, place)
     with harness.loop_mounted(images[0], place):
         world.tree("x", 40, 1, folder=place)
-        time.sleep(harness.YOUNG_S)
+        media.grow_old(place)
         world.scan(agent)
         before = facts(host)
         with harness.loop_mounted(images[1], copy):
@@ -206,11 +206,12 @@ def test_subvolumes_and_snapshots_below_a_root(world, disk_of):
         world.tree("x", 20, 1, folder=place)
         btrfs("subvolume", "create", place / "films")
         world.tree("films", 20, 1, folder=place / "films")
+        media.grow_old(place)
         btrfs("subvolume", "snapshot", "-r", place / "films", place / "films before")
         btrfs("subvolume", "create", place / "films" / "deeper")
         (place / "films" / "deeper" / "a.jpg").write_bytes(b"a")
         parts = [place, place / "films", place / "films" / "deeper", place / "films before"]
-        time.sleep(harness.YOUNG_S)
+        media.grow_old(place / "films" / "deeper")
         world.scan(agent)
         world.exact(host, "box", *parts)
         scan_without_reading(world, agent, place)
@@ -244,7 +245,6 @@ def test_equal_inodes_of_two_subvolumes_are_two_files(world, disk_of):
         for name in names:
             (place / "one" / name).write_bytes(os.urandom(100_000))
             os.utime(place / "one" / name, (1e9, 1e9))
-        time.sleep(harness.YOUNG_S)
         world.scan(agent)
         for number, name in enumerate(names):
             if number % 2:
@@ -292,8 +292,8 @@ class Clones:
         harness.disk_image(self.images[0], kind, harness.DISK_MIB[kind])
         with self.mounted(0, 0) as place:
             world.tree("x", 40, 1, folder=place)
+            media.grow_old(place)
         subprocess.run(["cp", "--sparse=always", *map(str, self.images)], check=True)
-        time.sleep(harness.YOUNG_S)
         self.host = world.host().start()
         self.agent = world.once(self.host, *self.places)
 
@@ -389,7 +389,7 @@ def test_a_volume_that_gets_its_uuid_is_the_same_root(world, disk_of, kind):
         root = place / "films"
         agent.arguments[1] = root
         world.tree("x", 30, 1, folder=root)
-        time.sleep(harness.YOUNG_S)
+        media.grow_old(root)
         for prefix in (without_uuid(root), [], without_uuid(root), []):
             agent.prefix = prefix
             world.scan(agent)
@@ -436,7 +436,7 @@ def test_the_disk_is_carried_from_a_machine_that_did_not_know_its_uuid(world, di
     second = world.once(host, other, name="second")
     with disk(place):
         world.tree("x", 20, 1, folder=place)
-        time.sleep(harness.YOUNG_S)
+        media.grow_old(place)
         world.scan(first)
         before = facts_by_id(host)
     assert first.run() == 3

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from tests import ground_truth, processes, support
+from tests import ground_truth, media, processes, support
 from tests.faults import harness
 
 NAMES = [
@@ -42,6 +42,7 @@ def test_every_name_the_disk_allows(world):
             if not os.path.isdir(path):
                 with open(path, "wb") as file:
                     file.write(name)
+    media.grow_old(root)
     host = world.host().start()
     agent = world.once(host, root)
     with harness.untouched(root):
@@ -53,7 +54,6 @@ def test_every_name_the_disk_allows(world):
         os.unlink(os.path.join(native, b"\xff", name))
     world.scan(agent)
     world.exact(host, "box", root)
-    time.sleep(harness.YOUNG_S)
     assert quiet_scan(world, agent) == []
 
 
@@ -97,7 +97,7 @@ def test_sparse_file_of_terabytes(world):
     agent = world.once(host, root)
     started = time.monotonic()
     world.scan(agent)
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 80
     row = harness.rows_by_path(host, "box")[str(root / "huge.iso")]
     assert row["size"] == 8 << 40
     assert row["hashes"]["sample_hash"]
@@ -109,7 +109,7 @@ def test_rewritten_with_its_old_time(world):
     one = world.tree("first", 30, 0)
     host = world.host().start()
     agent = world.once(host, one.root)
-    time.sleep(harness.YOUNG_S)
+    media.grow_old(one.root)
     world.scan(agent)
     for path in [path for path in one.files() if path.stat().st_size][:5]:
         seen = path.stat()

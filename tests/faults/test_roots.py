@@ -49,7 +49,7 @@ def test_unmounted_disk_is_offline_and_comes_back(world, kind):
         with mount():
             world.tree("x", folder=place)
     with mount():
-        time.sleep(harness.YOUNG_S)
+        media.grow_old(place)
         world.scan(agent)
         world.exact(host, "box", place)
         before = facts(host)
@@ -104,7 +104,7 @@ def test_another_disk_at_the_same_place(world):
     for number, image in enumerate(images):
         with harness.loop_mounted(image, place):
             world.tree(f"disk{number}", 20 + 10 * number, 1, folder=place)
-            time.sleep(harness.YOUNG_S)
+            media.grow_old(place)
             world.scan(agent)
             world.exact(host, "box", place)
             kept.append(facts_by_id(host))
@@ -131,7 +131,7 @@ def test_disk_is_mounted_elsewhere(world):
     host = world.host().start()
     with harness.loop_mounted(image, old):
         world.tree("x", 40, 2, folder=old)
-        time.sleep(harness.YOUNG_S)
+        media.grow_old(old)
         world.scan(world.once(host, old))
         world.exact(host, "box", old)
         before = facts_by_id(host)
@@ -148,7 +148,7 @@ def test_disk_is_carried_to_another_agent(world):
     first, second = world.once(host, place), world.once(host, other, name="second")
     with harness.loop_mounted(image, place):
         world.tree("x", 40, 2, folder=place)
-        time.sleep(harness.YOUNG_S)
+        media.grow_old(place)
         world.scan(first)
         before = facts_by_id(host)
     assert first.run() == 3, "the disk is offline there"
@@ -289,7 +289,7 @@ def wait_for_retry(world, agent, host, name, one) -> None:
     """A file that could not be read is tried again, at once or when its turn comes."""
     for path in one.files():
         os.utime(path)
-    time.sleep(harness.YOUNG_S)
+    media.grow_old(one.root)
     world.scan(agent)
     world.exact(host, name, one.root)
 
@@ -344,7 +344,7 @@ def test_a_file_that_comes_back_revives_its_row(world):
     one = world.tree("first", 20, 2)
     host = world.host().start()
     agent = world.once(host, one.root)
-    time.sleep(harness.YOUNG_S)
+    media.grow_old(one.root)
     world.scan(agent)
     before = facts(host)
     elsewhere = world.folder / "elsewhere"
