@@ -34,7 +34,7 @@ TOOLS = {  # command → Debian's package
     "mkfs.ext4": "e2fsprogs", "mkfs.xfs": "xfsprogs", "mkfs.btrfs": "btrfs-progs",
     "mkfs.vfat": "dosfstools", "setpriv": "util-linux", "losetup": "mount",
 }
-WORKERS = 2
+WORKERS = 3  # for two cores: tests of programs wait more than they compute
 
 
 def say(text: str) -> None:

@@ -13,7 +13,13 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "long: only with MEDIALIB_LONG=1 in the environment")
 
 
+SLOW_FIRST = ("tests/faults/", "tests/test_end_to_end.py", "tests/test_plain_scan.py",
+              "tests/test_agent_service.py", "tests/test_build.py")
+
+
 def pytest_collection_modifyitems(items):
+    """Long tests begin early, so that no worker is left alone with one of them at the end."""
+    items.sort(key=lambda item: not item.nodeid.startswith(SLOW_FIRST))
     for item in items:
         if item.get_closest_marker("long") and not support.LONG:
             item.add_marker(pytest.mark.skip(reason="a long test: set MEDIALIB_LONG=1"))
