@@ -18,7 +18,7 @@ FLAGS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
     "--disable-dev-shm-usage",
 )
-PATIENCE_S = 15
+PATIENCE_S = 60
 WIDTHS = {360: 740, 1280: 860, 3840: 2160}
 LONG_TASKS = """window.longTasks = [];
 new PerformanceObserver((list) => {

@@ -82,12 +82,12 @@ class Program:
             return support.request(self.url, self.ready_path, timeout_s=5)[0] == 200
         return False
 
-    def run(self, *, timeout_s: float = 90) -> int:
+    def run(self, *, timeout_s: float = 180) -> int:
         """Start it and wait for its end; the exit code."""
         self.start(ready=False)
         return self.wait(timeout_s)
 
-    def wait(self, timeout_s: float = 90) -> int:
+    def wait(self, timeout_s: float = 180) -> int:
         try:
             return self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:

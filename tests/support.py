@@ -93,7 +93,7 @@ def newest_python() -> str:
     return list(interpreters().values())[-1]
 
 
-def wait_until(predicate, timeout_s: float = 30, what: str = "", pause_s: float = 0.05):
+def wait_until(predicate, timeout_s: float = 60, what: str = "", pause_s: float = 0.05):
     """The predicate's first true value; fails when none comes in time."""
     end = time.monotonic() + timeout_s
     while True:

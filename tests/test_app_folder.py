@@ -120,7 +120,7 @@ def test_a_read_only_folder_is_refused(tmp_path):
         os.chmod(path, stat.S_IMODE(os.stat(path).st_mode) | 0o055)
     os.chmod(locked, 0o500)
     done = subprocess.run([sys.executable, "-c", script, str(locked)], cwd=ROOT,
-                          capture_output=True, text=True, timeout=20)
+                          capture_output=True, text=True, timeout=60)
     if "Permission denied" in done.stderr and "getcwd" in done.stderr:
         pytest.skip("the checkout is not readable by others")
     assert "cannot write in the data folder" in done.stdout, done.stderr

@@ -19,7 +19,7 @@ from tests import ground_truth, media, processes, support
 
 SEED = int(os.environ.get("MEDIALIB_SEED", "20240229"))
 DONE = (0, 3)  # 3: a garbage video stays without metadata
-SETTLE_S = 40
+SETTLE_S = 90
 YOUNG_S = 2.2  # a file that was changed less than two seconds before its hash is looked at again
 SIZES = {"first": (150, 6), "second": (100, 3), "local": (100, 3)}
 LONG_SIZES = {"first": (2500, 15), "second": (1500, 8), "local": (1000, 7)}
@@ -368,7 +368,7 @@ def test_unknown_flag(tmp_path, way, name):
     command, options = command_of(way, name, tmp_path)
     given = ["somewhere"] if name == "agent" else []
     done = subprocess.run([*command, *given, "--no-such-flag"], capture_output=True, text=True,
-                          timeout=30, check=False, **options)
+                          timeout=90, check=False, **options)
     assert done.returncode == 2
     assert "--no-such-flag" in done.stderr
     assert "Traceback" not in done.stderr

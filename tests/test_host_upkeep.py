@@ -457,7 +457,7 @@ def damaged(tmp_path, monkeypatch):
         path = tmp_path / "medialib.db"
         catalog, ingest = open_world(path)
         agent = filled(ingest, 3000)
-        support.wait_until(lambda: is_idle(catalog), 20, "all names to be indexed")
+        support.wait_until(lambda: is_idle(catalog), 60, "all names to be indexed")
         catalog.close()
         zero_page(path, table)
         monkeypatch.setattr(catalog_check, "CHECKED_FIRST_PAGES", 10)
@@ -476,7 +476,7 @@ def damaged(tmp_path, monkeypatch):
 @pytest.mark.parametrize("table", ["file", "file_path", "streams", "name_search_data"])
 def test_a_large_file_is_checked_beside_all_else(damaged, table):
     catalog, _ = damaged(table)
-    support.wait_until(lambda: catalog.problem, 10, "the check to find it")
+    support.wait_until(lambda: catalog.problem, 60, "the check to find it")
     assert "To restore" in catalog.problem
     assert "rebuild" in catalog.problem
     assert catalog.writable() == catalog.problem
@@ -531,11 +531,11 @@ def test_a_sound_large_file_is_in_use_while_it_is_checked(tmp_path, monkeypatch)
 
     def slow(db, path):
         started.set()
-        assert go_on.wait(20)
+        assert go_on.wait(60)
 
     monkeypatch.setattr(catalog_check, "check_connection", slow)
     catalog, ingest = open_world(tmp_path / "medialib.db")
-    assert started.wait(10)
+    assert started.wait(60)
     filled(ingest, 10, "second")
     assert len(stored_files(catalog)) == 510 - 10
     go_on.set()

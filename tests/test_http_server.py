@@ -435,14 +435,14 @@ def test_a_request_that_came_is_not_closed_for_silent_connections(victim, monkey
     def stall(peer):  # the listener asks this of each newcomer
         if not stalled.is_set():
             stalled.set()
-            go_on.wait(10)
+            go_on.wait(60)
         return True
 
     monkeypatch.setattr(victim.server.listener, "allow_peer", stall)
     with contextlib.ExitStack() as stack:
         asking = stack.enter_context(victim.connect())
         asking.sendall(victim.head("GET /health", "Connection: close"))
-        assert stalled.wait(10)
+        assert stalled.wait(60)
         for _ in range(3 * http_listener.HTTP_CONNECTIONS):
             stack.enter_context(victim.connect())
         go_on.set()

@@ -172,11 +172,11 @@ def test_a_catalogue_that_cannot_be_written_for_a_while(world, monkeypatch):
 def test_damage_found_in_the_middle_keeps_the_scanner_alive(world):
     world.write("a.jpg")
     world.local.start()
-    support.wait_until(lambda: len(stored_files(world.catalog)) == 1, 20)
+    support.wait_until(lambda: len(stored_files(world.catalog)) == 1, 60)
     world.catalog.note_damage(StoreError("a page is zero"))
     world.write("b.jpg")
     world.local.obey("scan_now")
-    support.wait_until(lambda: world.local.cache.outbox.undelivered(), 20, "the change to wait")
+    support.wait_until(lambda: world.local.cache.outbox.undelivered(), 60, "the change to wait")
     assert world.local._thread.is_alive()
     assert "a page is zero" in world.local.service.link.problem
 
@@ -211,7 +211,7 @@ def test_stopping_in_the_middle_of_a_scan_is_quick(world):
     for number in range(1500):
         world.write(f"d{number % 9}/{number}.jpg")
     world.local.start()
-    support.wait_until(lambda: world.local.service.stats.seen > 20, 20)
+    support.wait_until(lambda: world.local.service.stats.seen > 20, 60)
     began = time.monotonic()
     world.local.stop()
     assert time.monotonic() - began < 10

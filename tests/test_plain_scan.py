@@ -29,7 +29,7 @@ def scan(host, home, root, *more) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-c", WITHOUT_SQLITE, host.url, str(root), "--once", "--name", "plain",
          "--data-dir", str(home), *more],
-        cwd=support.ROOT, env={**os.environ, "HOME": str(home)}, text=True, timeout=90,
+        cwd=support.ROOT, env={**os.environ, "HOME": str(home)}, text=True, timeout=180,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
 
 

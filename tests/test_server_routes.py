@@ -297,7 +297,7 @@ def test_metrics_and_description(served):
 
 
 def test_events_begin_with_the_counts(served):
-    connection = http.client.HTTPConnection("127.0.0.1", served.server.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", served.server.port, timeout=20)
     connection.request("GET", "/events")
     answer = connection.getresponse()
     assert answer.getheader("Content-Type").startswith("text/event-stream")

@@ -31,7 +31,7 @@ KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
 ALGO = "blake3"  # what the tests' own Python has
 EXT4_SHUTDOWN = 0x8004587D  # ioctl EXT4_IOC_SHUTDOWN
 EXT4_SHUTDOWN_NOLOGFLUSH = 2
-SETTLE_S = 40
+SETTLE_S = 90
 YOUNG_S = 2.2  # a file changed less than two seconds before its hash is looked at again
 
 
@@ -174,7 +174,7 @@ def attached(program, call: str, **injected):
     tracer = subprocess.Popen([*strace(call, **injected), "-p", str(pid)],
                               stdin=subprocess.DEVNULL, start_new_session=True)
     try:
-        support.wait_until(lambda: is_traced(pid), 20, "strace to be attached")
+        support.wait_until(lambda: is_traced(pid), 60, "strace to be attached")
         yield
     finally:
         tracer.kill()

@@ -503,7 +503,7 @@ def test_cloned_home_on_two_machines(world):
         def ask(path, body=None):
             return processes.request_inside(here, host.url, path, body)
 
-        support.wait_until(lambda: ask("/health")[0] == 200, 20)
+        support.wait_until(lambda: ask("/health")[0] == 200, 60)
         agents = [world.agent(host, one.root, name=f"box{number}", address=where,
                               prefix=processes.inside_network(network))
                   for number, (one, network, where) in enumerate(

@@ -102,7 +102,7 @@ def wait_for_answer(host) -> tuple:
         except OSError:
             return None
 
-    return support.wait_until(asked, 20, "an answer of /health")
+    return support.wait_until(asked, 60, "an answer of /health")
 
 
 def rebuild(world, host, agent, one, path) -> None:
@@ -177,7 +177,7 @@ def test_newer_schema_is_left_alone(world, side):
     db.close()
     before = path.read_bytes()
     if side == "host":
-        assert host.run(timeout_s=20) == 1
+        assert host.run(timeout_s=60) == 1
         assert "newer" in host.output()
         assert "Traceback" not in host.output()
     else:
@@ -207,7 +207,7 @@ def test_full_disk_of_the_host_and_then_more_room(world):
         assert agent.run() == 3, agent.output()
         assert "Traceback" not in host.output(), host.output()[-3000:]
         harness.mount("-o", "remount,size=200m", host.data)
-        support.wait_until(lambda: support.request(host.url, "/health")[0] == 200, 20, "room")
+        support.wait_until(lambda: support.request(host.url, "/health")[0] == 200, 60, "room")
         poster.stop()
         assert poster.lost() == []
         world.scan(agent)
@@ -316,7 +316,7 @@ def test_compacting_on_a_full_disk(world):
     agent = world.agent(host, one.root)
     with harness.tmpfs(agent.data, "8m"):
         agent.start()
-        support.wait_until(lambda: "box" in host.agents() and agent.stats()["seen"], 20)
+        support.wait_until(lambda: "box" in host.agents() and agent.stats()["seen"], 60)
         world.exact(host, "box", one.root, wait_s=harness.SETTLE_S)
         fill_disk(agent.data / "filler")
         status, answer = support.request(agent.url, "/agent/compact_cache", {})
@@ -357,7 +357,7 @@ def test_host_cannot_write_its_folder(world):
     host = world.host()
     with harness.tmpfs(host.data):
         harness.mount("-o", "remount,ro", host.data)
-        assert host.run(timeout_s=20) == 1
+        assert host.run(timeout_s=60) == 1
         assert "data folder" in host.output()
         assert "Traceback" not in host.output()
 
@@ -377,7 +377,7 @@ def test_data_folder_that_is_none(world, side, what):
         program.data.mkdir()
         os.chown(program.data, 65534, 65534)
     if side == "host":
-        assert host.run(timeout_s=20) == 1
+        assert host.run(timeout_s=60) == 1
     else:  # the agent goes on without a memory
         host.start()
         world.scan(program)

@@ -73,7 +73,7 @@ def test_torn_out_while_it_is_walked(world, disk_of, kind):
             time.sleep(0.2)
         agent.post("/agent/scan_now")
         support.wait_until(lambda: harness.states(host, "box") == {"present": len(before)}, 40)
-        world.exact(host, "box", place, wait_s=20)
+        world.exact(host, "box", place, wait_s=harness.SETTLE_S)
         assert facts(host) == before
         agent.kill()
 

@@ -150,7 +150,7 @@ def test_hanging_ffprobe_and_its_grandchild(world):
         return time.monotonic() - started
 
     support.assert_in_time(ended, 5)
-    support.wait_until(lambda: not grandchildren(fake), 10, "no orphan of ffprobe")
+    support.wait_until(lambda: not grandchildren(fake), 30, "no orphan of ffprobe")
 
 
 def running_with(words: bytes) -> list:
@@ -188,9 +188,9 @@ def test_killed_while_ffprobe_hangs(world, side):
         program = world.agent(host, one.root, "--ffprobe", fake).start()
     support.wait_until(lambda: hanging(fake, one.root), 60, "an ffprobe that hangs")
     program.process.kill()
-    program.process.wait(10)
+    program.process.wait(60)
     support.wait_until(lambda: not grandchildren(fake) and not running_with(
-        os.fsencode(one.root) + b"/hang"), 20, "no orphan of ffprobe")
+        os.fsencode(one.root) + b"/hang"), 30, "no orphan of ffprobe")
     fake.write_text(FAKE.format(python=sys.executable).replace('"hang"', '"no more"'))
     program.start()
     name = "local" if side == "host" else host.agent_id("box")

@@ -90,7 +90,7 @@ def test_unmounted_in_the_middle_of_a_scan(world):
             time.sleep(0.3)
         agent.post("/agent/scan_now")
         support.wait_until(lambda: harness.states(host, "box") == {"present": len(before)}, 40)
-        world.exact(host, "box", place, wait_s=20)
+        world.exact(host, "box", place, wait_s=harness.SETTLE_S)
         assert facts(host) == before
         agent.kill()
 
