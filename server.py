@@ -6,102 +6,103 @@ is one module's code, verbatim: low level first, the command line last. `line` i
 here, `there` where in the module: that maps a traceback back.
 
     line  there  section
-     178      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
-     228     13  medialib/late.py: Modules of the standard library that are slow to import and that many runs do not need.
-     270     24  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
-     556     19  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
-     915     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
-    1155     17  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
-    1518     19  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
-    1832     25  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
-    2037     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
-    2073     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
-    2253     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
-    2486     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2750     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
-    2963     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    3172     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    3313     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3568     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3648     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    4032     11  medialib/http_shares.py: What all connections share: bytes, the memory of parsed JSON, places for endless answers.
-    4122     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
-    4463     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4772     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    4889     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    5023     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
-    5166     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
-    5253     19  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    5590      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5851     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    6137     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6485     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6543     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6686     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    7006     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    7130     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    7239     13  medialib/scan_moves.py: Where the content of a file that is new at its path was known before: a move, or a hard link.
-    7318     30  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    7671     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7979     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    8189     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    8541     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    8715     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    9093     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
-    9123     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
-    9385     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
-    9566     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
-    9895     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
-   10069     14  medialib/catalog_facts.py: What is known of a file beside its stamps: hashes, ffprobe's answer, what could not be done; and
-   10169     25  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
-   10509     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
-   10753     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
-   10885     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
-   10939     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
-   11039     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
-   11151     11  medialib/catalog_show.py: Files as the API shows them.
-   11198     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
-   11412     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
-   11480     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
-   11579     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
-   11844     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
-   11997     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
-   12191     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
-   12320     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
-   12678     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
-   12747     24  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
-   13040     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
-   13143     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
-   13176     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
-   13333      9  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
-   13564      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
-   13601      9  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
-   13707     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
-   13831     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
-   14006     10  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
-   14037     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
-   14291     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   14505     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   14546     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   14763     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
-   14994     15  medialib/ingest_outline.py: The outline of what agents send: who speaks, of which root, how much; all but the records.
-   15117     44  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   15420     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   15532      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   15573      1  medialib/web/: The files of the web UI.
-   19788     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   19887     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   19958     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   20130     14  medialib/server_turns.py: Lists of the catalogue are made a few at a time, however many ask at once.
-   20156     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   20244     18  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   20391      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   20472      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   20515     47  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   20826     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
-   20851     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+     179      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
+     229     13  medialib/late.py: Modules of the standard library that are slow to import and that many runs do not need.
+     271     24  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
+     557     19  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
+     916     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
+    1156     17  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
+    1519     19  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
+    1833     25  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
+    2038     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
+    2074     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
+    2254     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
+    2487     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
+    2751     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
+    2964     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    3173     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3314     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3569     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3649     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    4033     11  medialib/http_shares.py: What all connections share: bytes, the memory of parsed JSON, places for endless answers.
+    4123     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
+    4464     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4773     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    4890     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    5024     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
+    5167     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
+    5254     19  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    5591      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5852     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    6138     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6486     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6544     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6687     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    7007     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    7131     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    7240     13  medialib/scan_moves.py: Where the content of a file that is new at its path was known before: a move, or a hard link.
+    7319     30  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    7672     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7980     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    8190     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    8542     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    8716     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    9094     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
+    9124     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
+    9386     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
+    9567     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
+    9896     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
+   10070     14  medialib/catalog_facts.py: What is known of a file beside its stamps: hashes, ffprobe's answer, what could not be done; and
+   10170     25  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
+   10510     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
+   10754     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
+   10893     14  medialib/catalog_word_sql.py: What SQLite itself can tell of a search: conditions that every match fulfils.
+   10956     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
+   11010     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
+   11110     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
+   11222     11  medialib/catalog_show.py: Files as the API shows them.
+   11269     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
+   11483     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
+   11551     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
+   11650     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
+   11915     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
+   12068     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
+   12262     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
+   12391     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
+   12749     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
+   12818     25  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
+   13115     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
+   13218     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
+   13251     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
+   13408     10  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
+   13636      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
+   13673     10  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
+   13787     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
+   13911     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
+   14086     10  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
+   14117     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
+   14371     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   14610     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   14651     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   14868     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   15099     15  medialib/ingest_outline.py: The outline of what agents send: who speaks, of which root, how much; all but the records.
+   15222     44  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   15525     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   15637      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   15678      1  medialib/web/: The files of the web UI.
+   19893     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   19992     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   20063     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   20235     14  medialib/server_turns.py: Lists of the catalogue are made a few at a time, however many ask at once.
+   20261     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   20349     18  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   20496      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   20577      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   20620     47  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   20931     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
+   20956     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: 00e0a35843b8b13b0d8c41d195114ed2fa3f25f2359ac8dad45c03981145a340
+# sha256 of all below this line: 992c551d22f876d02cc2eae71449a0ed29abd037ed7f606eb13c8cf1c374d2ad
 
 from __future__ import annotations
 
@@ -10751,9 +10752,10 @@ def recount_root_duplicates(db, root_id: int, after: int, limit: int) -> int | N
 # =================================================================================================
 
 SEARCH_CHUNK = 4000  # larger ones save little and make the next batch wait
-SEARCH_BEHIND = 20_000  # with more names than this not indexed yet, jobs wait for some of them
+SEARCH_BEHIND = 6000  # with more names than this not indexed yet, jobs wait for some of them
 SEARCH_WORDS = 16
 TRIGRAMS_ASKED = 2  # of one word
+TRIGRAM_RATIO = 8
 TRIGRAM_SAMPLE = 200
 
 
@@ -10860,13 +10862,19 @@ def proposed_ids(db, table: str, trigrams: list, limit: int) -> list | None:
 
 
 def rarest_trigrams(db, parts: tuple) -> dict:
-    """{part: its rarest trigrams among names}, the rarest part first. The index reads through all
-    rows of each trigram it is asked for: common ones cost much and exclude little.
-    """
+    """{part: [(share, trigram)] of its rarest among names}, the part with the rarest first."""
     shares = {part: sorted((_share_of(db, one), one) for one in {
         part[start:start + 3] for start in range(len(part) - 2)}) for part in parts}
-    return {part: [one for _, one in some[:TRIGRAMS_ASKED]]
+    return {part: some[:TRIGRAMS_ASKED]
             for part, some in sorted(shares.items(), key=lambda item: item[1])}
+
+
+def worth_asking(shares: list) -> list:
+    """Of [(share, trigram)] those to ask the index for together. It reads through all rows of each:
+    one that is much more common than the rarest costs much and excludes little.
+    """
+    most = TRIGRAM_RATIO * min(shares)[0]
+    return [(share, one) for share, one in shares if share <= most]
 
 
 def _share_of(db, trigram: str) -> float:
@@ -10875,6 +10883,69 @@ def _share_of(db, trigram: str) -> float:
     if not ids:
         return 0.0
     return len(ids) / ids[-1] if len(ids) == TRIGRAM_SAMPLE else len(ids) / 1e12
+
+
+# =================================================================================================
+# medialib/catalog_word_sql.py, from its line 14
+# What SQLite itself can tell of a search: conditions that every match fulfils.
+# =================================================================================================
+
+FOLDERS_NAMED = 200  # with more folders than these a part is looked for in each folder's text
+ASCII_RUN = re.compile(r"[\x01-\x7f]+")
+# Two letters beyond ASCII become ASCII ones in lower case; SQLite leaves them as they are.
+LATE_LETTERS = (("\u212a", "k"), ("\u0130", "i"))
+FOLDER_TEXT = "CAST(d.key AS TEXT)"
+
+
+def word_conditions(db, words: list, roots: dict, searchable: bool) -> list:
+    """[(condition on f and d, values)] that hold for all files whose path holds the words. A part
+    without "/" lies in one name: the file's, a folder's below the root, or one of the root's path.
+    """
+    found = []
+    for part in dict.fromkeys(part for word in words for part in word.split("/") if part):
+        holding = [root.id for root in roots.values() if part in root.path.lower()]
+        if len(holding) == len(roots):
+            continue
+        for run in ASCII_RUN.findall(part):
+            ways = [name_condition(run), *_folder_ways(db, part, run, searchable)]
+            if holding:
+                ways.append((f"+d.root IN ({','.join(map(str, holding))})", ()))
+            found.append(_any_of(ways))
+    return found
+
+
+def _any_of(ways: list) -> tuple:
+    return (f"({' OR '.join(condition for condition, _ in ways)})",
+            tuple(value for _, values in ways for value in values))
+
+
+def _folder_ways(db, part: str, run: str, searchable: bool) -> list:
+    """Whether the folder's path holds it: by its number where the search index names few."""
+    if searchable and len(part) >= 3:
+        ids = proposed_ids(db, "folder_search", trigrams_of(part), FOLDERS_NAMED + 1)
+        if ids is not None and len(ids) <= FOLDERS_NAMED:
+            return [(f"+f.folder IN ({','.join(map(str, ids))})", ())] if ids else []
+    late = [(f"instr({FOLDER_TEXT}, '{letter}')", ()) for letter, low in LATE_LETTERS if low in run]
+    return [(f"instr(lower({FOLDER_TEXT}), ?)", (run,)), *late]
+
+
+def trigrams_of(part: str) -> list:
+    return [part[start:start + 3] for start in range(len(part) - 2)]
+
+
+def name_condition(part: str) -> tuple:
+    """(SQL for names that can hold the part, its values). SQLite compares the case of ASCII letters
+    only.
+    """
+    if not part.isascii():
+        return "? IS NOT NULL", (part,)
+    late = "".join(f" OR instr(f.name, '{letter}')" for letter, low in LATE_LETTERS if low in part)
+    return f"(f.name LIKE ? ESCAPE '!'{late})", (like_pattern(part),)
+
+
+def like_pattern(part: str) -> str:
+    escaped = part.replace("!", "!!").replace("%", "!%").replace("_", "!_")
+    return f"%{escaped}%"
 
 
 # =================================================================================================
@@ -12740,7 +12811,7 @@ class BatchRepeats:
 
 
 # =================================================================================================
-# medialib/catalog_filter.py, from its line 24
+# medialib/catalog_filter.py, from its line 25
 # The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
 # =================================================================================================
 
@@ -12804,8 +12875,9 @@ class FileFilter:
 class FilterReader:
     """Turns a JSON filter into a FileFilter; FilterError names the key that is wrong."""
 
-    def __init__(self, db, words: dict):
+    def __init__(self, db, words: dict, searchable: bool = False):
         self.db = db
+        self.searchable = searchable
         self.word_ids = {text: number for number, text in words.items()}
         self.agents = {row[0]: row[1:] for row in
                        db.execute("SELECT id, agent_id, name FROM agent")}
@@ -12827,6 +12899,9 @@ class FilterReader:
             found.plain.add(key)
             reader(self, found, key, value)
         self._limit_roots(found)
+        for condition, values in word_conditions(self.db, found.words, found.roots,
+                                                 self.searchable):
+            found.add(condition, *values)
         return found
 
     def _limit_roots(self, found: FileFilter) -> None:
@@ -13326,22 +13401,17 @@ class DuplicatePages:
 
 
 # =================================================================================================
-# medialib/catalog_propose.py, from its line 9
+# medialib/catalog_propose.py, from its line 10
 # Which few rows can match a filter at all: by search index, hash, folder, extension or state.
 # =================================================================================================
 
 FEW_FILES = 8000  # fetching and sorting these takes less time than walking past as many
 FEW_OF_ALL = 400  # in large catalogues, where one walks further: this part of it
 MANY_FILES = 40_000  # fetched for a search where walking has found too little for a while
-FEW_FOLDERS = 10_000
+FEW_FOLDERS = 2500
+FEW_ENTRIES = 150_000  # of the search index, read in the time of some thousand rows
 LOOKED_AT_PER_FETCH = 10  # names read from an index in the time of one row that is fetched
 ID_CHUNK = 500
-
-
-class WordSources(list):
-    """Sources of a search; `rows` is about how many rows they cost to fetch."""
-
-    rows = 0
 
 
 def few_files(filter_: FileFilter) -> int:
@@ -13351,8 +13421,9 @@ def few_files(filter_: FileFilter) -> int:
 
 
 def proposed_files(db, filter_: FileFilter, searchable: bool, room: int = 0) -> list | None:
-    """[(FROM clause, values)] of sources whose rows are all that can match, few of them (about
-    `room` where words are searched); None when no such source is known. A row may be in several.
+    """[(FROM clause, values)] of sources whose rows are all that can match, few of them; None when
+    no such source is known, or where words look so common that finding out would take long. With
+    `room` about so many are looked for, however long that takes. A row may be in several.
     """
     if filter_.hash is not None:
         return _hash_source(filter_.hash)
@@ -13364,7 +13435,7 @@ def proposed_files(db, filter_: FileFilter, searchable: bool, room: int = 0) -> 
             return found
     if not searchable or not filter_.words:
         return None
-    return _word_sources(db, filter_, room or few_files(filter_))
+    return _word_sources(db, filter_, room)
 
 
 def _hash_source(digest: bytes) -> list:
@@ -13441,13 +13512,17 @@ def _word_sources(db, filter_: FileFilter, room: int) -> list | None:
     for root in filter_.roots.values():
         above = root.path.lower()
         wanted.add(tuple(part for part in usable_parts(filter_.words) if part not in above))
-    sources = WordSources([_names_not_indexed(db)])
+    sources = [_names_not_indexed(db)]
     for parts in sorted(wanted):
-        found = _PartSearch(db, parts, room).sources() if parts else None
+        if not parts:
+            return None
+        search = _PartSearch(db, parts, room or few_files(filter_))
+        if not room and search.entries() > FEW_ENTRIES:
+            return None
+        found = search.sources()
         if found is None:
             return None
         sources += found
-        sources.rows += found.rows
     return sources
 
 
@@ -13468,20 +13543,32 @@ class _PartSearch:
         self.room = room
         self.trigrams = rarest_trigrams(db, parts)
         self.parts = list(self.trigrams)  # the rarest first
-        self.folders = {part: self._folders_with(part) for part in self.parts}
+        self._folders: dict = {}
 
-    def sources(self) -> WordSources | None:
+    def entries(self) -> float:
+        """About how much of the index of names is read for all parts."""
+        names = self.db.execute("SELECT value FROM counter WHERE name = 'searchable'").fetchone()[0]
+        return names * sum(share for share, _ in self._asked(self.parts))
+
+    def _asked(self, parts: list) -> list:
+        return worth_asking([one for part in parts for one in self.trigrams[part]])
+
+    def sources(self) -> list | None:
         for parts in [self.parts, *([part] for part in self.parts if len(self.parts) > 1)]:
-            if all(self.folders[part] is not None for part in parts):
+            if all(self.folders_with(part) is not None for part in parts):
                 found = self._sources_of(parts)
                 if found is not None:
                     return found
         return None
 
-    def _folders_with(self, part: str) -> dict | None:
+    def folders_with(self, part: str) -> dict | None:
         """{folder: files in it}, None if they are too many."""
-        letters = [part[start:start + 3] for start in range(len(part) - 2)]
-        ids = proposed_ids(self.db, "folder_search", letters, FEW_FOLDERS + 1)
+        if part not in self._folders:
+            self._folders[part] = self._folders_with(part)
+        return self._folders[part]
+
+    def _folders_with(self, part: str) -> dict | None:
+        ids = proposed_ids(self.db, "folder_search", trigrams_of(part), FEW_FOLDERS + 1)
         if ids is None or len(ids) > FEW_FOLDERS:
             return None
         folders: dict = {}
@@ -13490,17 +13577,16 @@ class _PartSearch:
                                            f" ({','.join('?' * len(some))})", some).fetchall())
         return folders
 
-    def _sources_of(self, parts: list) -> WordSources | None:
+    def _sources_of(self, parts: list) -> list | None:
         by_rest, left = self._folders_by_rest(parts), self.room
         for rest, folders in by_rest.items():
             files = sum(folders.values())
             left -= files // LOOKED_AT_PER_FETCH if rest else files
-        trigrams = [one for part in parts for one in self.trigrams[part]]
+        trigrams = [one for _, one in self._asked(parts)]
         names = proposed_ids(self.db, "name_search", trigrams, left + 1) if left >= 0 else None
         if names is None or len(names) > left:
             return None
-        sources = WordSources(files_by_id(names))
-        sources.rows = self.room - left + len(names)
+        sources = files_by_id(names)
         for rest, folders in by_rest.items():
             sources += _files_in(folders, rest)
         return sources
@@ -13509,12 +13595,12 @@ class _PartSearch:
         """{parts that are not in the folder: {folder: files in it}}"""
         held: dict = {}
         for part in parts:
-            for folder in self.folders[part]:
+            for folder in self.folders_with(part):
                 held.setdefault(folder, []).append(part)
         by_rest: dict = {}
         for folder, some in held.items():
             rest = tuple(part for part in parts if part not in some)
-            by_rest.setdefault(rest, {})[folder] = self.folders[some[0]][folder]
+            by_rest.setdefault(rest, {})[folder] = self.folders_with(some[0])[folder]
         return by_rest
 
 
@@ -13532,28 +13618,14 @@ def files_by_id(ids: list) -> list:
 
 def _files_in(folders, rest: tuple) -> list:
     """Files of the folders whose names can hold the rest; the index of paths alone tells that."""
-    conditions = " AND ".join(["1", *map(_name_condition, rest)])
+    names = [name_condition(part) for part in rest]
+    conditions = " AND ".join(["1", *(condition for condition, _ in names)])
+    values = tuple(value for _, own in names for value in own)
     return [(f"(SELECT * FROM folder WHERE id IN ({','.join('?' * len(some))})) d CROSS JOIN"
              f" file f INDEXED BY {index} ON f.folder = d.id AND f.state = {state}"
-             f" AND {conditions}", (*some, *(like_pattern(part) for part in rest)))
+             f" AND {conditions}", (*some, *values))
             for some in id_chunks(folders)
             for index, state in (("file_path", 0), ("file_missing", 1))]
-
-
-def _name_condition(part: str) -> str:
-    """SQL for names that can hold the part. SQLite compares the case of ASCII letters only, and
-    two letters beyond ASCII become ASCII ones in lower case.
-    """
-    others = [f" OR instr(f.name, '{letter}')" for letter, low in (("\u212a", "k"), ("\u0130", "i"))
-              if low in part]
-    if not part.isascii():
-        return "? IS NOT NULL"
-    return f"(f.name LIKE ? ESCAPE '!'{''.join(others)})"
-
-
-def like_pattern(part: str) -> str:
-    escaped = part.replace("!", "!!").replace("%", "!%").replace("_", "!_")
-    return f"%{escaped}%"
 
 
 # =================================================================================================
@@ -13594,7 +13666,7 @@ class PathWords:
 
 
 # =================================================================================================
-# medialib/catalog_places.py, from its line 9
+# medialib/catalog_places.py, from its line 10
 # Places in sorted lists: what is compared, which index leads there, and the rows at them.
 # =================================================================================================
 
@@ -13620,6 +13692,14 @@ class SortKey:
         if self.collate:
             return value.encode("utf-8", "surrogatepass").lower()
         return value
+
+    def checked(self, after: list) -> list:
+        """The [value, number] of a token; FilterError where they are no place in this list."""
+        value, number = after
+        fits = isinstance(value, str) if self.collate else type(value) in (int, float)
+        if not fits or type(number) is not int or not -INT64_MAX <= number <= INT64_MAX:
+            raise FilterError("after does not belong to this sort")
+        return after
 
     def pins(self, filter_) -> list:
         """[(condition, values)]: in each of these the index has the order of the list."""
@@ -14289,10 +14369,9 @@ def bare_filter(filter_: FileFilter, sort: str) -> FileFilter:
 # =================================================================================================
 
 WINDOW_FIRST = 2000
-WINDOW_LARGEST = 20_000
-SEARCH_WINDOW = 300
-SEARCH_MARKS = 8
-PAGE_TIME_S = 2.0
+WINDOW_LARGEST = 10_000
+WALK_FIRST_S = 0.03
+PAGE_TIME_S = 0.25
 SORT_NAMES = (*SORT_KEYS, *SECTION_SORTS, "path")
 
 
@@ -14303,7 +14382,7 @@ class FilePages:
         self.db = db
         self.words = catalog.words(db)
         self.searchable = catalog.tools.search.usable
-        self.reader = FilterReader(db, self.words)
+        self.reader = FilterReader(db, self.words, self.searchable)
         self.shower = FileShower(db, self.words, self.reader.roots)
         self.end_at = time.monotonic() + time_s
 
@@ -14349,20 +14428,32 @@ class FilePages:
         if sort in SECTION_SORTS:
             return SectionWalk(self, filter_, sort, order).find(after, limit)
         if proposed is None:
-            proposed = proposed_files(self.db, filter_, self.searchable,
-                                      0 if sort == "path" else MANY_FILES)
+            proposed = proposed_files(self.db, filter_, self.searchable)
         if sort == "path":
             return PathWalk(self, filter_, order).find(proposed, after, limit)
         key = sort if isinstance(sort, SortKey) else SORT_KEYS[sort]
-        after = decode_token(after, 2) if after is not None else None
+        after = key.checked(decode_token(after, 2)) if after is not None else None
+        if proposed is not None:
+            return self.sorted_candidates(key, filter_, proposed, order, after, limit)
+        if not filter_.words:
+            return self._walked(key, filter_, order, after, limit, self.end_at)
+        return self._searched(key, filter_, order, after, limit)
+
+    def _searched(self, key, filter_, order, after, limit) -> tuple:
+        """What many files match is soon met with, in most orders. Where it is not, a search for
+        more of them than are few takes less time than walking on.
+        """
+        files, token = self._walked(key, filter_, order, after, limit,
+                                    min(self.end_at, time.monotonic() + WALK_FIRST_S))
+        if token is None or len(files) == limit:
+            return files, token
+        after, left = decode_token(token, 2), limit - len(files)
+        proposed = proposed_files(self.db, filter_, self.searchable, MANY_FILES)
         if proposed is None:
-            return self._walked(key, filter_, order, after, limit)
-        if getattr(proposed, "rows", 0) > few_files(filter_):
-            # Many matches are often close together in the order of the list.
-            found = self._walked(key, filter_, order, after, limit, SEARCH_MARKS)
-            if found[1] is None or len(found[0]) == limit:
-                return found
-        return self.sorted_candidates(key, filter_, proposed, order, after, limit)
+            more, token = self._walked(key, filter_, order, after, left, self.end_at)
+        else:
+            more, token = self.sorted_candidates(key, filter_, proposed, order, after, left)
+        return files + more, token
 
     # -- few candidates --------------------------------------------------------------------------
 
@@ -14381,31 +14472,46 @@ class FilePages:
                     yield row
 
     def sorted_candidates(self, key, filter_, proposed, order, after, limit) -> tuple:
-        rows = self.matching(filter_, proposed, key.column, filter_.needs_meta or key.meta)
-        places = ((key.key_of(row[0]), row[1], row) for row in rows if row[0] is not None)
-        if after is not None:
-            places = self._behind(places, key, order, after)
-        pick = heapq.nlargest if order == "desc" else heapq.nsmallest
-        pairs = pick(limit + 1, places, key=lambda item: item[:2])
-        files = [found_place(row) for _, _, row in pairs[:limit]]
-        return files, encode_token(files[-1].at, files[-1].id) if len(pairs) > limit else None
-
-    def _behind(self, places, key: SortKey, order: str, after: list):
+        """The next of the candidates that match: each source sorts its own, and only as many rows
+        as the page holds leave SQLite.
+        """
+        cursors = [self._sorted_source(key, filter_, source, order, after) for source in proposed]
+        words, files, last = PathWords(filter_.words, self.reader.roots), [], None
+        merged = heapq.merge(*cursors, key=lambda row: (key.key_of(row[0]), row[1]),
+                             reverse=order == "desc")
         try:
-            last = (key.key_of(after[0]), after[1])
-            for one in places:
-                if one[:2] < last if order == "desc" else one[:2] > last:
-                    yield one
-        except (TypeError, AttributeError):
-            raise FilterError("after does not belong to this sort") from None
+            for row in merged:
+                if row[1] == last or not words.match(*row[2:]):
+                    continue
+                if len(files) == limit:
+                    return files, encode_token(files[-1].at, files[-1].id)
+                last = row[1]
+                files.append(found_place(row))
+        finally:
+            for cursor in cursors:
+                cursor.close()
+        return files, None
+
+    def _sorted_source(self, key, filter_, source: tuple, order: str, after):
+        """(sort value, id, name, root, key) of what can match, in order."""
+        direction, than = ("DESC", "<") if order == "desc" else ("ASC", ">")
+        place = f"{key.column}{key.collate}"
+        join = " LEFT JOIN metadata m ON m.file = f.id" if filter_.needs_meta or key.meta else ""
+        behind, values = "", ()
+        if after is not None:
+            behind = f" AND ({place} {than} ? OR ({place} = ? AND f.id {than} ?))"
+            values = (after[0], after[0], after[1])
+        return self.db.execute(
+            f"SELECT {key.column}, f.id, f.name, d.root, d.key FROM {source[0]}{join}"
+            f" WHERE {filter_.where()} AND {key.column} IS NOT NULL{behind}"
+            f" ORDER BY {place} {direction}, f.id {direction}",
+            (*source[1], *filter_.values, *values))
 
     # -- walking an index ------------------------------------------------------------------------
 
-    def _walked(self, key: SortKey, filter_, order, after, limit, marks: int = 0) -> tuple:
-        """`marks`: give up after so many windows, which are small then."""
+    def _walked(self, key: SortKey, filter_, order, after, limit, end_at: float) -> tuple:
         words = PathWords(filter_.words, self.reader.roots)
-        windows = (SEARCH_WINDOW, SEARCH_WINDOW) if marks else (WINDOW_FIRST, WINDOW_LARGEST)
-        walks = [self._walk(key, filter_, words, order, pin, after, *windows)
+        walks = [self._walk(key, filter_, words, order, pin, after)
                  for pin in key.pins(filter_)]
         merged = heapq.merge(*walks, key=lambda one: (key.key_of(one.at), one.id),
                              reverse=order == "desc")
@@ -14417,9 +14523,7 @@ class FilePages:
                     files.append(one)
                     if len(files) == limit:
                         break
-                    continue
-                marks -= 1
-                if marks == 0 or time.monotonic() > self.end_at:
+                elif time.monotonic() > end_at:
                     break
             else:
                 return files, None
@@ -14428,12 +14532,13 @@ class FilePages:
                 walk.close()
         return files, encode_token(last.at, last.id)
 
-    def _walk(self, key: SortKey, filter_, words, order, pin, after, window: int, largest: int):
+    def _walk(self, key: SortKey, filter_, words, order, pin, after):
         """FoundRow of everything that matches, in order, with a mark at the end of each window.
 
         What has the same value as the last one goes by its number, so that a million files of one
         size are no obstacle.
         """
+        window = WINDOW_FIRST
         while True:
             position, passed = None, 0
             for condition, values in key.parts_behind(order, pin, after):
@@ -14448,7 +14553,7 @@ class FilePages:
             if position is None:
                 return
             yield FoundRow(*position)
-            after, window = position, min(window * 2, largest)
+            after, window = position, min(window * 2, WINDOW_LARGEST)
 
     def _edge(self, key, condition, values, order, count: int) -> tuple:
         """(rows in the window, (value, id) of its last one if there are more behind it)."""
@@ -14543,7 +14648,7 @@ def changes_page(db, words: dict, body: dict) -> dict:
 # Counts beside a list of files: how many there are of each kind, codec, machine, age.
 # =================================================================================================
 
-FACET_TIME_S = 0.08  # how long rows are counted before what is left is estimated
+FACET_TIME_S = 0.05  # how long rows are counted before what is left is estimated
 FACET_TIME_MOST_S = 10.0
 LEAST_BLOCKS = 60  # however slow the machine is
 SAMPLE_DIGITS = 2  # of an estimate

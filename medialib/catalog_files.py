@@ -17,7 +17,7 @@ from .catalog_by_path import PathWalk
 from .catalog_copies import file_copies
 from .catalog_filter import FileFilter, FilterError, FilterReader
 from .catalog_places import SORT_KEYS, FoundRow, SortKey, found_place, whole_rows
-from .catalog_propose import MANY_FILES, few_files, proposed_files
+from .catalog_propose import MANY_FILES, proposed_files
 from .catalog_rows import FILE_COLUMNS_OF_F, FileRow
 from .catalog_sections import SECTION_SORTS, SectionWalk
 from .catalog_show import FileShower
@@ -26,10 +26,9 @@ from .catalog_tokens import decode_token, encode_token, page_limit
 from .catalog_words import PathWords
 
 WINDOW_FIRST = 2000
-WINDOW_LARGEST = 20_000
-SEARCH_WINDOW = 300
-SEARCH_MARKS = 8
-PAGE_TIME_S = 2.0
+WINDOW_LARGEST = 10_000
+WALK_FIRST_S = 0.03
+PAGE_TIME_S = 0.25
 SORT_NAMES = (*SORT_KEYS, *SECTION_SORTS, "path")
 
 
@@ -40,7 +39,7 @@ class FilePages:
         self.db = db
         self.words = catalog.words(db)
         self.searchable = catalog.tools.search.usable
-        self.reader = FilterReader(db, self.words)
+        self.reader = FilterReader(db, self.words, self.searchable)
         self.shower = FileShower(db, self.words, self.reader.roots)
         self.end_at = time.monotonic() + time_s
 
@@ -86,20 +85,32 @@ class FilePages:
         if sort in SECTION_SORTS:
             return SectionWalk(self, filter_, sort, order).find(after, limit)
         if proposed is None:
-            proposed = proposed_files(self.db, filter_, self.searchable,
-                                      0 if sort == "path" else MANY_FILES)
+            proposed = proposed_files(self.db, filter_, self.searchable)
         if sort == "path":
             return PathWalk(self, filter_, order).find(proposed, after, limit)
         key = sort if isinstance(sort, SortKey) else SORT_KEYS[sort]
-        after = decode_token(after, 2) if after is not None else None
+        after = key.checked(decode_token(after, 2)) if after is not None else None
+        if proposed is not None:
+            return self.sorted_candidates(key, filter_, proposed, order, after, limit)
+        if not filter_.words:
+            return self._walked(key, filter_, order, after, limit, self.end_at)
+        return self._searched(key, filter_, order, after, limit)
+
+    def _searched(self, key, filter_, order, after, limit) -> tuple:
+        """What many files match is soon met with, in most orders. Where it is not, a search for
+        more of them than are few takes less time than walking on.
+        """
+        files, token = self._walked(key, filter_, order, after, limit,
+                                    min(self.end_at, time.monotonic() + WALK_FIRST_S))
+        if token is None or len(files) == limit:
+            return files, token
+        after, left = decode_token(token, 2), limit - len(files)
+        proposed = proposed_files(self.db, filter_, self.searchable, MANY_FILES)
         if proposed is None:
-            return self._walked(key, filter_, order, after, limit)
-        if getattr(proposed, "rows", 0) > few_files(filter_):
-            # Many matches are often close together in the order of the list.
-            found = self._walked(key, filter_, order, after, limit, SEARCH_MARKS)
-            if found[1] is None or len(found[0]) == limit:
-                return found
-        return self.sorted_candidates(key, filter_, proposed, order, after, limit)
+            more, token = self._walked(key, filter_, order, after, left, self.end_at)
+        else:
+            more, token = self.sorted_candidates(key, filter_, proposed, order, after, left)
+        return files + more, token
 
     # -- few candidates --------------------------------------------------------------------------
 
@@ -118,31 +129,46 @@ class FilePages:
                     yield row
 
     def sorted_candidates(self, key, filter_, proposed, order, after, limit) -> tuple:
-        rows = self.matching(filter_, proposed, key.column, filter_.needs_meta or key.meta)
-        places = ((key.key_of(row[0]), row[1], row) for row in rows if row[0] is not None)
-        if after is not None:
-            places = self._behind(places, key, order, after)
-        pick = heapq.nlargest if order == "desc" else heapq.nsmallest
-        pairs = pick(limit + 1, places, key=lambda item: item[:2])
-        files = [found_place(row) for _, _, row in pairs[:limit]]
-        return files, encode_token(files[-1].at, files[-1].id) if len(pairs) > limit else None
-
-    def _behind(self, places, key: SortKey, order: str, after: list):
+        """The next of the candidates that match: each source sorts its own, and only as many rows
+        as the page holds leave SQLite.
+        """
+        cursors = [self._sorted_source(key, filter_, source, order, after) for source in proposed]
+        words, files, last = PathWords(filter_.words, self.reader.roots), [], None
+        merged = heapq.merge(*cursors, key=lambda row: (key.key_of(row[0]), row[1]),
+                             reverse=order == "desc")
         try:
-            last = (key.key_of(after[0]), after[1])
-            for one in places:
-                if one[:2] < last if order == "desc" else one[:2] > last:
-                    yield one
-        except (TypeError, AttributeError):
-            raise FilterError("after does not belong to this sort") from None
+            for row in merged:
+                if row[1] == last or not words.match(*row[2:]):
+                    continue
+                if len(files) == limit:
+                    return files, encode_token(files[-1].at, files[-1].id)
+                last = row[1]
+                files.append(found_place(row))
+        finally:
+            for cursor in cursors:
+                cursor.close()
+        return files, None
+
+    def _sorted_source(self, key, filter_, source: tuple, order: str, after):
+        """(sort value, id, name, root, key) of what can match, in order."""
+        direction, than = ("DESC", "<") if order == "desc" else ("ASC", ">")
+        place = f"{key.column}{key.collate}"
+        join = " LEFT JOIN metadata m ON m.file = f.id" if filter_.needs_meta or key.meta else ""
+        behind, values = "", ()
+        if after is not None:
+            behind = f" AND ({place} {than} ? OR ({place} = ? AND f.id {than} ?))"
+            values = (after[0], after[0], after[1])
+        return self.db.execute(
+            f"SELECT {key.column}, f.id, f.name, d.root, d.key FROM {source[0]}{join}"
+            f" WHERE {filter_.where()} AND {key.column} IS NOT NULL{behind}"
+            f" ORDER BY {place} {direction}, f.id {direction}",
+            (*source[1], *filter_.values, *values))
 
     # -- walking an index ------------------------------------------------------------------------
 
-    def _walked(self, key: SortKey, filter_, order, after, limit, marks: int = 0) -> tuple:
-        """`marks`: give up after so many windows, which are small then."""
+    def _walked(self, key: SortKey, filter_, order, after, limit, end_at: float) -> tuple:
         words = PathWords(filter_.words, self.reader.roots)
-        windows = (SEARCH_WINDOW, SEARCH_WINDOW) if marks else (WINDOW_FIRST, WINDOW_LARGEST)
-        walks = [self._walk(key, filter_, words, order, pin, after, *windows)
+        walks = [self._walk(key, filter_, words, order, pin, after)
                  for pin in key.pins(filter_)]
         merged = heapq.merge(*walks, key=lambda one: (key.key_of(one.at), one.id),
                              reverse=order == "desc")
@@ -154,9 +180,7 @@ class FilePages:
                     files.append(one)
                     if len(files) == limit:
                         break
-                    continue
-                marks -= 1
-                if marks == 0 or time.monotonic() > self.end_at:
+                elif time.monotonic() > end_at:
                     break
             else:
                 return files, None
@@ -165,12 +189,13 @@ class FilePages:
                 walk.close()
         return files, encode_token(last.at, last.id)
 
-    def _walk(self, key: SortKey, filter_, words, order, pin, after, window: int, largest: int):
+    def _walk(self, key: SortKey, filter_, words, order, pin, after):
         """FoundRow of everything that matches, in order, with a mark at the end of each window.
 
         What has the same value as the last one goes by its number, so that a million files of one
         size are no obstacle.
         """
+        window = WINDOW_FIRST
         while True:
             position, passed = None, 0
             for condition, values in key.parts_behind(order, pin, after):
@@ -185,7 +210,7 @@ class FilePages:
             if position is None:
                 return
             yield FoundRow(*position)
-            after, window = position, min(window * 2, largest)
+            after, window = position, min(window * 2, WINDOW_LARGEST)
 
     def _edge(self, key, condition, values, order, count: int) -> tuple:
         """(rows in the window, (value, id) of its last one if there are more behind it)."""

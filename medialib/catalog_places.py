@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .catalog_rows import FILE_COLUMNS_OF_F, FileRow
+from .catalog_filter import FilterError
+from .catalog_rows import FILE_COLUMNS_OF_F, INT64_MAX, FileRow
 
 PLACE_CHUNK = 500
 
@@ -28,6 +29,14 @@ class SortKey:
         if self.collate:
             return value.encode("utf-8", "surrogatepass").lower()
         return value
+
+    def checked(self, after: list) -> list:
+        """The [value, number] of a token; FilterError where they are no place in this list."""
+        value, number = after
+        fits = isinstance(value, str) if self.collate else type(value) in (int, float)
+        if not fits or type(number) is not int or not -INT64_MAX <= number <= INT64_MAX:
+            raise FilterError("after does not belong to this sort")
+        return after
 
     def pins(self, filter_) -> list:
         """[(condition, values)]: in each of these the index has the order of the list."""

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from .catalog_filter import FileFilter
 from .catalog_schema import HASH_PREFIX_BYTES, STATE_MISSING
-from .catalog_search import proposed_ids, rarest_trigrams, usable_parts
+from .catalog_search import proposed_ids, rarest_trigrams, usable_parts, worth_asking
+from .catalog_word_sql import name_condition, trigrams_of
 
 FEW_FILES = 8000  # fetching and sorting these takes less time than walking past as many
 FEW_OF_ALL = 400  # in large catalogues, where one walks further: this part of it
 MANY_FILES = 40_000  # fetched for a search where walking has found too little for a while
-FEW_FOLDERS = 10_000
+FEW_FOLDERS = 2500
+FEW_ENTRIES = 150_000  # of the search index, read in the time of some thousand rows
 LOOKED_AT_PER_FETCH = 10  # names read from an index in the time of one row that is fetched
 ID_CHUNK = 500
-
-
-class WordSources(list):
-    """Sources of a search; `rows` is about how many rows they cost to fetch."""
-
-    rows = 0
 
 
 def few_files(filter_: FileFilter) -> int:
@@ -27,8 +23,9 @@ def few_files(filter_: FileFilter) -> int:
 
 
 def proposed_files(db, filter_: FileFilter, searchable: bool, room: int = 0) -> list | None:
-    """[(FROM clause, values)] of sources whose rows are all that can match, few of them (about
-    `room` where words are searched); None when no such source is known. A row may be in several.
+    """[(FROM clause, values)] of sources whose rows are all that can match, few of them; None when
+    no such source is known, or where words look so common that finding out would take long. With
+    `room` about so many are looked for, however long that takes. A row may be in several.
     """
     if filter_.hash is not None:
         return _hash_source(filter_.hash)
@@ -40,7 +37,7 @@ def proposed_files(db, filter_: FileFilter, searchable: bool, room: int = 0) -> 
             return found
     if not searchable or not filter_.words:
         return None
-    return _word_sources(db, filter_, room or few_files(filter_))
+    return _word_sources(db, filter_, room)
 
 
 def _hash_source(digest: bytes) -> list:
@@ -117,13 +114,17 @@ def _word_sources(db, filter_: FileFilter, room: int) -> list | None:
     for root in filter_.roots.values():
         above = root.path.lower()
         wanted.add(tuple(part for part in usable_parts(filter_.words) if part not in above))
-    sources = WordSources([_names_not_indexed(db)])
+    sources = [_names_not_indexed(db)]
     for parts in sorted(wanted):
-        found = _PartSearch(db, parts, room).sources() if parts else None
+        if not parts:
+            return None
+        search = _PartSearch(db, parts, room or few_files(filter_))
+        if not room and search.entries() > FEW_ENTRIES:
+            return None
+        found = search.sources()
         if found is None:
             return None
         sources += found
-        sources.rows += found.rows
     return sources
 
 
@@ -144,20 +145,32 @@ class _PartSearch:
         self.room = room
         self.trigrams = rarest_trigrams(db, parts)
         self.parts = list(self.trigrams)  # the rarest first
-        self.folders = {part: self._folders_with(part) for part in self.parts}
+        self._folders: dict = {}
 
-    def sources(self) -> WordSources | None:
+    def entries(self) -> float:
+        """About how much of the index of names is read for all parts."""
+        names = self.db.execute("SELECT value FROM counter WHERE name = 'searchable'").fetchone()[0]
+        return names * sum(share for share, _ in self._asked(self.parts))
+
+    def _asked(self, parts: list) -> list:
+        return worth_asking([one for part in parts for one in self.trigrams[part]])
+
+    def sources(self) -> list | None:
         for parts in [self.parts, *([part] for part in self.parts if len(self.parts) > 1)]:
-            if all(self.folders[part] is not None for part in parts):
+            if all(self.folders_with(part) is not None for part in parts):
                 found = self._sources_of(parts)
                 if found is not None:
                     return found
         return None
 
-    def _folders_with(self, part: str) -> dict | None:
+    def folders_with(self, part: str) -> dict | None:
         """{folder: files in it}, None if they are too many."""
-        letters = [part[start:start + 3] for start in range(len(part) - 2)]
-        ids = proposed_ids(self.db, "folder_search", letters, FEW_FOLDERS + 1)
+        if part not in self._folders:
+            self._folders[part] = self._folders_with(part)
+        return self._folders[part]
+
+    def _folders_with(self, part: str) -> dict | None:
+        ids = proposed_ids(self.db, "folder_search", trigrams_of(part), FEW_FOLDERS + 1)
         if ids is None or len(ids) > FEW_FOLDERS:
             return None
         folders: dict = {}
@@ -166,17 +179,16 @@ class _PartSearch:
                                            f" ({','.join('?' * len(some))})", some).fetchall())
         return folders
 
-    def _sources_of(self, parts: list) -> WordSources | None:
+    def _sources_of(self, parts: list) -> list | None:
         by_rest, left = self._folders_by_rest(parts), self.room
         for rest, folders in by_rest.items():
             files = sum(folders.values())
             left -= files // LOOKED_AT_PER_FETCH if rest else files
-        trigrams = [one for part in parts for one in self.trigrams[part]]
+        trigrams = [one for _, one in self._asked(parts)]
         names = proposed_ids(self.db, "name_search", trigrams, left + 1) if left >= 0 else None
         if names is None or len(names) > left:
             return None
-        sources = WordSources(files_by_id(names))
-        sources.rows = self.room - left + len(names)
+        sources = files_by_id(names)
         for rest, folders in by_rest.items():
             sources += _files_in(folders, rest)
         return sources
@@ -185,12 +197,12 @@ class _PartSearch:
         """{parts that are not in the folder: {folder: files in it}}"""
         held: dict = {}
         for part in parts:
-            for folder in self.folders[part]:
+            for folder in self.folders_with(part):
                 held.setdefault(folder, []).append(part)
         by_rest: dict = {}
         for folder, some in held.items():
             rest = tuple(part for part in parts if part not in some)
-            by_rest.setdefault(rest, {})[folder] = self.folders[some[0]][folder]
+            by_rest.setdefault(rest, {})[folder] = self.folders_with(some[0])[folder]
         return by_rest
 
 
@@ -208,25 +220,11 @@ def files_by_id(ids: list) -> list:
 
 def _files_in(folders, rest: tuple) -> list:
     """Files of the folders whose names can hold the rest; the index of paths alone tells that."""
-    conditions = " AND ".join(["1", *map(_name_condition, rest)])
+    names = [name_condition(part) for part in rest]
+    conditions = " AND ".join(["1", *(condition for condition, _ in names)])
+    values = tuple(value for _, own in names for value in own)
     return [(f"(SELECT * FROM folder WHERE id IN ({','.join('?' * len(some))})) d CROSS JOIN"
              f" file f INDEXED BY {index} ON f.folder = d.id AND f.state = {state}"
-             f" AND {conditions}", (*some, *(like_pattern(part) for part in rest)))
+             f" AND {conditions}", (*some, *values))
             for some in id_chunks(folders)
             for index, state in (("file_path", 0), ("file_missing", 1))]
-
-
-def _name_condition(part: str) -> str:
-    """SQL for names that can hold the part. SQLite compares the case of ASCII letters only, and
-    two letters beyond ASCII become ASCII ones in lower case.
-    """
-    others = [f" OR instr(f.name, '{letter}')" for letter, low in (("\u212a", "k"), ("\u0130", "i"))
-              if low in part]
-    if not part.isascii():
-        return "? IS NOT NULL"
-    return f"(f.name LIKE ? ESCAPE '!'{''.join(others)})"
-
-
-def like_pattern(part: str) -> str:
-    escaped = part.replace("!", "!!").replace("%", "!%").replace("_", "!_")
-    return f"%{escaped}%"

@@ -14,9 +14,10 @@ from .catalog_schema import SEARCH_TABLES, has_trigram_search
 from .sqlite_store import sqlite3
 
 SEARCH_CHUNK = 4000  # larger ones save little and make the next batch wait
-SEARCH_BEHIND = 20_000  # with more names than this not indexed yet, jobs wait for some of them
+SEARCH_BEHIND = 6000  # with more names than this not indexed yet, jobs wait for some of them
 SEARCH_WORDS = 16
 TRIGRAMS_ASKED = 2  # of one word
+TRIGRAM_RATIO = 8
 TRIGRAM_SAMPLE = 200
 
 
@@ -123,13 +124,19 @@ def proposed_ids(db, table: str, trigrams: list, limit: int) -> list | None:
 
 
 def rarest_trigrams(db, parts: tuple) -> dict:
-    """{part: its rarest trigrams among names}, the rarest part first. The index reads through all
-    rows of each trigram it is asked for: common ones cost much and exclude little.
-    """
+    """{part: [(share, trigram)] of its rarest among names}, the part with the rarest first."""
     shares = {part: sorted((_share_of(db, one), one) for one in {
         part[start:start + 3] for start in range(len(part) - 2)}) for part in parts}
-    return {part: [one for _, one in some[:TRIGRAMS_ASKED]]
+    return {part: some[:TRIGRAMS_ASKED]
             for part, some in sorted(shares.items(), key=lambda item: item[1])}
+
+
+def worth_asking(shares: list) -> list:
+    """Of [(share, trigram)] those to ask the index for together. It reads through all rows of each:
+    one that is much more common than the rarest costs much and excludes little.
+    """
+    most = TRIGRAM_RATIO * min(shares)[0]
+    return [(share, one) for share, one in shares if share <= most]
 
 
 def _share_of(db, trigram: str) -> float:
