@@ -17,7 +17,6 @@ with ffprobe's own answers; `ingest` and `large` count what they posted.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import json
 import os
@@ -28,13 +27,14 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from bench_large import large, memory
 from bench_reads import one_reader, probed_once
 from bench_world import (
+    NEW_HASH,
     ROOT,
     BenchError,
     Cost,
@@ -48,6 +48,7 @@ from bench_world import (
     own_cost,
     run_process,
     show_ratios,
+    size_of,
     spread,
 )
 
@@ -59,7 +60,6 @@ try:
 except ImportError:
     blake3 = None
 
-NEW_HASH = blake3.blake3 if blake3 else hashlib.sha256
 WALK = """
 import os, sys
 def walk(folder):
@@ -71,13 +71,6 @@ def walk(folder):
                 os.lstat(entry.path)
 walk(sys.argv[1])
 """
-
-
-def size_of(catalog: Path) -> int:
-    """The bytes of a database in use, also of what is still beside it."""
-    with contextlib.closing(sqlite3.connect(catalog)) as db:
-        return db.execute("PRAGMA page_count").fetchone()[0] * db.execute(
-            "PRAGMA page_size").fetchone()[0]
 
 
 class Bench:
@@ -336,90 +329,7 @@ class Bench:
                 (folder / f"film {number:03d}.mkv").write_bytes(film + b"\xec\xc0" + tail)
         return folder
 
-    # -- memory, size, answers -------------------------------------------------------------------
-
-    def memory(self) -> None:
-        """The agent's memory and time as the tree grows, and with all files in one folder."""
-        for files, one in [(10_000, False), (self.files, False), (self.rows, False),
-                           (self.rows, True)]:
-            tree = self.tree(files, empty=True, **({"one_folder": True} if one else {}))
-            agent_data = self.new("agent")
-            with Host(self.new("host"), self.python) as host:
-                first = host.scan(tree, agent_data, self.python)
-                again = host.scan(tree, agent_data, self.python)
-                host_mib = host.memory_mib()
-                check_exact(host, tree, NEW_HASH)
-            self.note(f"agent on {files} files{' in one folder' if one else ''}",
-                      f"{first.memory_mib:.0f} MiB first, {again.memory_mib:.0f} MiB again;"
-                      f" {1e6 * first.cpu_s / files:.0f} and {1e6 * again.cpu_s / files:.0f} us of"
-                      f" processor a file; host {host_mib:.0f} MiB")
-
-    def large(self) -> None:
-        """A catalogue of --rows: rate as it grows, bytes a row, the host's memory, its answers."""
-        with Host(self.new("host"), self.python) as host:
-            step, done, rates = 100_000, 0, []
-            while done < self.rows:
-                agents = [make_bodies(n, done // 4, step // 4) for n in range(4)]
-                cost = self.post_all(host, agents)
-                done += step
-                rates.append((step / cost.wall_s, step / cost.cpu_s))
-                print(f"  {done} rows: {rates[-1][0]:.0f} rows/s, {rates[-1][1]:.0f} by processor"
-                      f" time, {host.memory_mib():.0f} MiB", flush=True)
-            host.wait_until_idle()
-            held = host.call("/api/summary", {})["files"]
-            if held != done:
-                raise BenchError(f"{held} files in the catalogue, {done} were posted")
-            size = size_of(host.data / "medialib.db")
-            self.note(f"ingest at {done} rows", f"{rates[-1][0] / rates[0][0]:.2f} of the rate at"
-                      f" {step}, by processor time {rates[-1][1] / rates[0][1]:.2f};"
-                      f" {size / done:.0f} bytes a row")
-            calls = self.calls(host)
-            self.answers(host, calls, f"idle, {done} rows")
-            stop = threading.Event()
-            writers = [threading.Thread(target=self._keep_posting, args=(host, n, done, stop))
-                       for n in range(4)]
-            for writer in writers:
-                writer.start()
-            self.answers(host, calls, f"while four agents ingest, {done} rows")
-            stop.set()
-            for writer in writers:
-                writer.join()
-            self.note(f"host at {done} rows", f"{host.memory_mib():.0f} MiB")
-
-    def _keep_posting(self, host: Host, agent: int, done: int, stop) -> None:
-        start = done // 4
-        while not stop.is_set():
-            self.post(host, make_bodies(agent, start, 1000))
-            start += 1000
-
-    def calls(self, host: Host) -> dict:
-        """{name: (path, body)} of the calls that must be quick, made for what the host holds."""
-        folder = "/srv/media/agent0/shelf 07"
-        # A token names a file: where the first page from one end stops, the last of the other is.
-        last = host.call("/api/files", {"limit": 100, "sort": "size", "order": "asc"})["next"]
-        return {
-            "first page": ("/api/files", {"limit": 100}),
-            "deepest page": ("/api/files", {"limit": 100, "sort": "size", "order": "desc",
-                                         "after": last}),
-            "search, rare": ("/api/files", {"limit": 100, "filter": {"q": "00012345"}}),
-            "search, common": ("/api/files", {"limit": 100, "filter": {"q": "track"}}),
-            "search, two words": ("/api/files", {"limit": 100, "filter": {"q": "0007 flac"}}),
-            "summary": ("/api/summary", {}),
-            "folder": ("/api/folders", {"agent": "bench-0", "path": folder}),
-            "largest duplicates": ("/api/duplicates", {"limit": 50}),
-            "facet count": ("/api/facets", {"keys": ["kind"], "filter": {"q": "0007"}}),
-        }
-
-    def answers(self, host: Host, calls: dict, when: str) -> None:
-        line, shown = host.connect(), []
-        for name, (path, body) in calls.items():
-            times = []
-            for _ in range(40):
-                started = time.monotonic()
-                host.call(path, body, line)
-                times.append(1000 * (time.monotonic() - started))
-            shown.append(f"{name} {statistics.quantiles(times, n=20)[18]:.0f}")
-        self.note(f"answers {when}", "p95 in ms: " + ", ".join(shown))
+    # -- quickness ---------------------------------------------------------------------------------
 
     def stats(self) -> None:
         """How long /agent/stats takes while the agent scans."""
@@ -461,8 +371,7 @@ class Bench:
 
 ROWS = {"first": Bench.first, "sha256": Bench.sha256, "unchanged": Bench.unchanged,
         "ingest": Bench.ingest, "probe": Bench.probe, "once": probed_once, "seeking": one_reader,
-        "memory": Bench.memory,
-        "large": Bench.large, "stats": Bench.stats, "version": Bench.version}
+        "memory": memory, "large": large, "stats": Bench.stats, "version": Bench.version}
 
 
 def write_table(bench: Bench, out: str | None) -> None:

@@ -14,6 +14,7 @@ import os
 import random
 import resource
 import socket
+import sqlite3
 import statistics
 import subprocess
 import tempfile
@@ -22,9 +23,15 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+try:
+    import blake3
+except ImportError:
+    blake3 = None
+
 ROOT = Path(__file__).resolve().parent.parent
 EXTENSIONS = (".jpg", ".mp3", ".srt", ".png", ".xml", ".txt", ".flac", ".nfo")
 FILES_PER_FOLDER = 50
+NEW_HASH = blake3.blake3 if blake3 else hashlib.sha256  # what medialib takes here
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -254,6 +261,13 @@ def check_exact(host: Host, tree: Path, new_hash) -> int:
     if len(seen) != len(wanted):
         raise BenchError(f"{len(wanted)} files in the tree, {len(seen)} in the catalogue")
     return len(seen)
+
+
+def size_of(catalog: Path) -> int:
+    """The bytes of a database in use, also of what is still beside it."""
+    with contextlib.closing(sqlite3.connect(catalog)) as db:
+        return db.execute("PRAGMA page_count").fetchone()[0] * db.execute(
+            "PRAGMA page_size").fetchone()[0]
 
 
 def check_posted(host: Host, agents: list, rows: int) -> None:
