@@ -57,52 +57,52 @@ here, `there` where in the module: that maps a traceback back.
    10510     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
    10754     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
    10893     14  medialib/catalog_word_sql.py: What SQLite itself can tell of a search: conditions that every match fulfils.
-   10956     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
-   11010     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
-   11110     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
-   11222     11  medialib/catalog_show.py: Files as the API shows them.
-   11269     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
-   11483     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
-   11551     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
-   11650     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
-   11915     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
-   12068     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
-   12262     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
-   12391     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
-   12749     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
-   12818     25  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
-   13115     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
-   13218     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
-   13251     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
-   13408     10  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
-   13636      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
-   13673     10  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
-   13787     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
-   13911     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
-   14086     10  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
-   14117     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
-   14371     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   14610     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   14651     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   14868     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
-   15099     15  medialib/ingest_outline.py: The outline of what agents send: who speaks, of which root, how much; all but the records.
-   15222     44  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   15525     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   15637      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   15678      1  medialib/web/: The files of the web UI.
-   19893     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   19992     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   20063     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   20235     14  medialib/server_turns.py: Lists of the catalogue are made a few at a time, however many ask at once.
-   20261     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   20349     18  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   20496      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   20577      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   20620     47  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   20931     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
-   20956     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+   10991     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
+   11045     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
+   11145     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
+   11257     11  medialib/catalog_show.py: Files as the API shows them.
+   11304     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
+   11518     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
+   11586     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
+   11685     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
+   11950     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
+   12103     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
+   12297     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
+   12426     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
+   12784     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
+   12853     25  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
+   13149     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
+   13252     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
+   13285     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
+   13442     10  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
+   13670      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
+   13707     10  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
+   13821     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
+   13945     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
+   14120     10  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
+   14151     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
+   14410     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   14649     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   14690     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   14907     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   15138     15  medialib/ingest_outline.py: The outline of what agents send: who speaks, of which root, how much; all but the records.
+   15261     44  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   15564     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   15676      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   15717      1  medialib/web/: The files of the web UI.
+   19957     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   20056     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   20127     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   20299     14  medialib/server_turns.py: Lists of the catalogue are made a few at a time, however many ask at once.
+   20325     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   20413     18  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   20560      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   20641      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   20684     47  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   20995     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
+   21020     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: 992c551d22f876d02cc2eae71449a0ed29abd037ed7f606eb13c8cf1c374d2ad
+# sha256 of all below this line: 1f244f7dff5baa4e8ee9b3f82fd5522ac0d32af7e424db435b93796106cface3
 
 from __future__ import annotations
 
@@ -10891,42 +10891,77 @@ def _share_of(db, trigram: str) -> float:
 # =================================================================================================
 
 FOLDERS_NAMED = 200  # with more folders than these a part is looked for in each folder's text
+FOLDERS_LOOKED_AT = 200_000  # which takes as long as one short page
 ASCII_RUN = re.compile(r"[\x01-\x7f]+")
 # Two letters beyond ASCII become ASCII ones in lower case; SQLite leaves them as they are.
 LATE_LETTERS = (("\u212a", "k"), ("\u0130", "i"))
 FOLDER_TEXT = "CAST(d.key AS TEXT)"
 
 
-def word_conditions(db, words: list, roots: dict, searchable: bool) -> list:
+def word_conditions(words: list, roots: dict, folders_with) -> list:
     """[(condition on f and d, values)] that hold for all files whose path holds the words. A part
     without "/" lies in one name: the file's, a folder's below the root, or one of the root's path.
+    `folders_with(part)` are the numbers of those folders, None where they are many.
     """
     found = []
     for part in dict.fromkeys(part for word in words for part in word.split("/") if part):
         holding = [root.id for root in roots.values() if part in root.path.lower()]
         if len(holding) == len(roots):
             continue
+        folders = folders_with(part)
         for run in ASCII_RUN.findall(part):
-            ways = [name_condition(run), *_folder_ways(db, part, run, searchable)]
+            ways = [name_condition(run)]
+            if folders is None:
+                ways.append(folder_condition(run))
+            elif folders:
+                ways.append((f"+f.folder IN ({','.join(map(str, folders))})", ()))
             if holding:
                 ways.append((f"+d.root IN ({','.join(map(str, holding))})", ()))
-            found.append(_any_of(ways))
+            found.append(any_of(ways))
     return found
 
 
-def _any_of(ways: list) -> tuple:
+def any_of(ways: list) -> tuple:
     return (f"({' OR '.join(condition for condition, _ in ways)})",
             tuple(value for _, values in ways for value in values))
 
 
-def _folder_ways(db, part: str, run: str, searchable: bool) -> list:
-    """Whether the folder's path holds it: by its number where the search index names few."""
-    if searchable and len(part) >= 3:
-        ids = proposed_ids(db, "folder_search", trigrams_of(part), FOLDERS_NAMED + 1)
-        if ids is not None and len(ids) <= FOLDERS_NAMED:
-            return [(f"+f.folder IN ({','.join(map(str, ids))})", ())] if ids else []
+def folder_condition(run: str) -> tuple:
+    """For folders whose path below the root can hold it."""
     late = [(f"instr({FOLDER_TEXT}, '{letter}')", ()) for letter, low in LATE_LETTERS if low in run]
-    return [(f"instr(lower({FOLDER_TEXT}), ?)", (run,)), *late]
+    return any_of([(f"instr(lower({FOLDER_TEXT}), ?)", (run,)), *late])
+
+
+class WordFolders:
+    """Which folders hold a text, asked once for each in a request."""
+
+    def __init__(self, db, searchable: bool):
+        self.db = db
+        self.searchable = searchable
+        self._known: dict = {}
+
+    def __call__(self, part: str) -> list | None:
+        if part not in self._known:
+            self._known[part] = self._look(part)
+        return self._known[part]
+
+    def _look(self, part: str) -> list | None:
+        ids = None
+        if self.searchable and len(part) >= 3:
+            ids = proposed_ids(self.db, "folder_search", trigrams_of(part), FOLDERS_NAMED + 1)
+        if ids is None:
+            ids = self._looked_through(part)
+        return None if ids is None or len(ids) > FOLDERS_NAMED else ids
+
+    def _looked_through(self, part: str) -> list | None:
+        """Two letters are in no index. Most are in many folders, which is soon seen."""
+        last = self.db.execute("SELECT value FROM counter WHERE name = 'folder'").fetchone()[0]
+        if last > FOLDERS_LOOKED_AT:
+            return None
+        parts = [folder_condition(run) for run in ASCII_RUN.findall(part)] or [("1", ())]
+        return [row[0] for row in self.db.execute(
+            f"SELECT d.id FROM folder d WHERE {' AND '.join(one for one, _ in parts)} LIMIT ?",
+            (*(value for _, values in parts for value in values), FOLDERS_NAMED + 1))]
 
 
 def trigrams_of(part: str) -> list:
@@ -12877,7 +12912,7 @@ class FilterReader:
 
     def __init__(self, db, words: dict, searchable: bool = False):
         self.db = db
-        self.searchable = searchable
+        self.folders_with = WordFolders(db, searchable)
         self.word_ids = {text: number for number, text in words.items()}
         self.agents = {row[0]: row[1:] for row in
                        db.execute("SELECT id, agent_id, name FROM agent")}
@@ -12899,8 +12934,7 @@ class FilterReader:
             found.plain.add(key)
             reader(self, found, key, value)
         self._limit_roots(found)
-        for condition, values in word_conditions(self.db, found.words, found.roots,
-                                                 self.searchable):
+        for condition, values in word_conditions(found.words, found.roots, self.folders_with):
             found.add(condition, *values)
         return found
 
@@ -14117,6 +14151,7 @@ def sampled_rows(pages, filter_: FileFilter, columns: str, meta: bool):
 SKIP_MOST = 1 << 40
 SKIP_NEAR = 5000
 SKIP_TIME_S = 0.5
+SKIP_WALK_S = 2.0
 SAMPLE_BLOCKS = 80
 SAMPLE_LEAST = 40
 SKIP_STEPS = 20_000  # SQLite asks after so many steps whether it is to stop
@@ -14163,9 +14198,13 @@ class FarPlace:
         return proposed_files(self.db, self.filter, self.pages.searchable)
 
     def _walked(self) -> tuple:
-        files, token = self.pages.find_sorted(self.filter, self.sort, self.order, self.after,
-                                              self.skip)
-        return token, token is not None and len(files) < self.skip
+        """A page may end early; near places are worth the time of several."""
+        token, left, end_at = self.after, self.skip, time.monotonic() + SKIP_WALK_S
+        while True:
+            files, token = self.pages.find_sorted(self.filter, self.sort, self.order, token, left)
+            left -= len(files)
+            if token is None or not left or time.monotonic() > end_at:
+                return token, token is not None and left > 0
 
     def _counted(self, time_s: float) -> tuple | None:
         """(token or None, whether it is only about right), or None where it cannot be counted, or
@@ -16862,6 +16901,9 @@ export class FilterPanel {
 
   showFacets(facets) {
     this.last = facets;
+    const now = JSON.stringify([facets, this.filter, [...this.more]]);
+    if (now === this.drawn) return;
+    this.drawn = now;
     put(this.facets, FACETS.map((key) => this.facet(key, facets[key] || [])));
   }
 
@@ -17672,6 +17714,7 @@ export class LibraryView {
   arrived() {
     this.place.classList.remove("waiting");
     const known = this.pages.total ?? Math.max(this.totalFiles ?? 0, this.pages.length);
+    if (this.unsure) this.showUnsure();
     this.list.setCount(known);
     this.list.paint(true);
     this.showEmpty(known === 0 && this.pages.total === 0);
@@ -17681,6 +17724,7 @@ export class LibraryView {
     const signal = this.totals.next();
     const pages = this.pages;
     this.totalFiles = null;
+    this.unsure = false;
     this.total.classList.add("waiting");
     try {
       const counted = this.counted(filter);
@@ -17697,9 +17741,20 @@ export class LibraryView {
   showTotal({ total, approximate }) {
     this.totalFiles = total.files;
     this.total.classList.remove("waiting");
-    put(this.total, approximate ? "about " : "", el("strong", null, count(total.files)),
+    // A sample in which nothing matched says little: the list itself goes on looking.
+    this.unsure = approximate && !total.files;
+    if (this.unsure) this.showUnsure();
+    else put(this.total, approximate ? "about " : "", el("strong", null, count(total.files)),
       ` ${total.files === 1 ? "file" : "files"} \u00B7 `, bytes(total.bytes));
     if (this.pages.pages.size) this.arrived();
+  }
+
+  // What the list found is told; all of it, once it came to its end.
+  showUnsure() {
+    const { total, length } = this.pages;
+    if (total === null) put(this.total, length ? `${plural(length, "file")} so far, still looking\u2026`
+      : "Nothing found yet, still looking\u2026");
+    else put(this.total, el("strong", null, count(total)), total === 1 ? " file" : " files");
   }
 
   // Sorted by what only some files have, the list holds only these.
@@ -17750,10 +17805,13 @@ export class LibraryView {
     if (!row) {
       if (tr.children.length !== this.columns.length || tr.filled) put(tr,
         this.columns.map(() => el("td", null, el("span", { class: "ghost" }))));
+      tr.shown = null;
       return false;
     }
+    if (tr.shown === row && tr.columns === this.columns) return true;
     tr.id = `file-${row.id}`;
     put(tr, this.columns.map((column) => this.cell(column, row)));
+    Object.assign(tr, { shown: row, columns: this.columns });
     return true;
   }
 
@@ -18757,12 +18815,13 @@ export class PagedRows {
     const ask = this.askFor(start, page);
     let failed = false;
     try {
-      const answer = await this.whole(ask, controller.signal);
+      const answer = await this.whole(ask, controller.signal, page);
       // A host that cannot skip answered the page whose place was told: go on from there.
       const skipped = !ask.skip || answer.skipped !== undefined;
       if (!skipped && !ask.after) this.inOrder = true;
       this.store(skipped ? page : ask.after ? start : 0, answer);
     } catch (error) {
+      this.pages.delete(page); // what came of it is not all of it
       failed = !isAbort(error);
       if (failed && !this.closed) this.onerror(error);
     }
@@ -18778,12 +18837,17 @@ export class PagedRows {
     return start < page ? { ...ask, skip: (page - start) * PAGE } : ask;
   }
 
-  // The host may end an answer early to stay quick; a page is whole when it is full or the last.
-  async whole(ask, signal) {
+  // The host may end an answer early to stay quick; a page is whole when it is full or the last. What
+  // came so far is shown meanwhile, where it is known which page it is.
+  async whole(ask, signal, page) {
     const answer = await this.fetchPage(ask, signal);
     while (answer.files.length < PAGE && answer.next) {
+      if (!ask.skip && !this.closed) {
+        this.pages.set(page, answer.files);
+        this.onchange();
+      }
       const more = await this.fetchPage({ after: answer.next, limit: PAGE - answer.files.length }, signal);
-      answer.files.push(...more.files);
+      answer.files = [...answer.files, ...more.files];
       answer.next = more.next;
     }
     return answer;
@@ -19354,7 +19418,7 @@ table.plain { border-collapse: collapse; width: 100%; }
 .narrow-only { display: none; }
 .list-place { flex: 1; min-height: 0; }
 .is-empty .list-place { display: none; }
-.vl { height: 100%; overflow: auto; background: var(--surface); overflow-anchor: none; }
+.vl { height: 100%; overflow: auto; background: var(--surface); overflow-anchor: none; contain: content; }
 .vl-space { position: relative; min-width: max-content; }
 .vl-window { position: sticky; top: 0; overflow-y: clip; }
 table.files { border-collapse: separate; border-spacing: 0; table-layout: fixed; width: 1px; min-width: 100%; }

@@ -17,7 +17,7 @@ from .catalog_schema import (
     STATE_PRESENT,
 )
 from .catalog_search import search_words
-from .catalog_word_sql import word_conditions
+from .catalog_word_sql import WordFolders, word_conditions
 from .ingest_records import HEX_DIGITS, is_clean_text
 from .scan_common import normal_extension
 from .settings import normal_root_path
@@ -84,7 +84,7 @@ class FilterReader:
 
     def __init__(self, db, words: dict, searchable: bool = False):
         self.db = db
-        self.searchable = searchable
+        self.folders_with = WordFolders(db, searchable)
         self.word_ids = {text: number for number, text in words.items()}
         self.agents = {row[0]: row[1:] for row in
                        db.execute("SELECT id, agent_id, name FROM agent")}
@@ -106,8 +106,7 @@ class FilterReader:
             found.plain.add(key)
             reader(self, found, key, value)
         self._limit_roots(found)
-        for condition, values in word_conditions(self.db, found.words, found.roots,
-                                                 self.searchable):
+        for condition, values in word_conditions(found.words, found.roots, self.folders_with):
             found.add(condition, *values)
         return found
 

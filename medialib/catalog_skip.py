@@ -22,6 +22,7 @@ from .sqlite_store import sqlite3
 SKIP_MOST = 1 << 40
 SKIP_NEAR = 5000
 SKIP_TIME_S = 0.5
+SKIP_WALK_S = 2.0
 SAMPLE_BLOCKS = 80
 SAMPLE_LEAST = 40
 SKIP_STEPS = 20_000  # SQLite asks after so many steps whether it is to stop
@@ -68,9 +69,13 @@ class FarPlace:
         return proposed_files(self.db, self.filter, self.pages.searchable)
 
     def _walked(self) -> tuple:
-        files, token = self.pages.find_sorted(self.filter, self.sort, self.order, self.after,
-                                              self.skip)
-        return token, token is not None and len(files) < self.skip
+        """A page may end early; near places are worth the time of several."""
+        token, left, end_at = self.after, self.skip, time.monotonic() + SKIP_WALK_S
+        while True:
+            files, token = self.pages.find_sorted(self.filter, self.sort, self.order, token, left)
+            left -= len(files)
+            if token is None or not left or time.monotonic() > end_at:
+                return token, token is not None and left > 0
 
     def _counted(self, time_s: float) -> tuple | None:
         """(token or None, whether it is only about right), or None where it cannot be counted, or

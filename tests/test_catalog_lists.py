@@ -25,7 +25,7 @@ KINDS = ((".mkv", "video"), (".jpg", "image"), (".mp3", "audio"), (".tmp", "junk
 CODECS = ("h264", "hevc", None)
 FILTERS = (
     {}, {"q": "golden"}, {"q": "river 1080p"}, {"q": "kilo"}, {"q": "istanbul"}, {"q": "100%"},
-    {"q": "r_s"}, {"q": "e"}, {"q": "golden/river"}, {"q": "shelf café"},
+    {"q": "r_s"}, {"q": "e"}, {"q": "golden/river"}, {"q": "shelf café"}, {"q": "lo \u00e9"},
     {"kind": ["video", "xml"]}, {"agent": "a"}, {"state": ["missing"]},
     {"state": ["offline", "present"]},
     {"size": {"min": 300}}, {"agent": "b", "under": "/b/golden"}, {"video_codec": ["hevc"]},

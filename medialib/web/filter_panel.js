@@ -58,6 +58,9 @@ export class FilterPanel {
 
   showFacets(facets) {
     this.last = facets;
+    const now = JSON.stringify([facets, this.filter, [...this.more]]);
+    if (now === this.drawn) return;
+    this.drawn = now;
     put(this.facets, FACETS.map((key) => this.facet(key, facets[key] || [])));
   }
 

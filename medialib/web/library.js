@@ -145,6 +145,7 @@ export class LibraryView {
   arrived() {
     this.place.classList.remove("waiting");
     const known = this.pages.total ?? Math.max(this.totalFiles ?? 0, this.pages.length);
+    if (this.unsure) this.showUnsure();
     this.list.setCount(known);
     this.list.paint(true);
     this.showEmpty(known === 0 && this.pages.total === 0);
@@ -154,6 +155,7 @@ export class LibraryView {
     const signal = this.totals.next();
     const pages = this.pages;
     this.totalFiles = null;
+    this.unsure = false;
     this.total.classList.add("waiting");
     try {
       const counted = this.counted(filter);
@@ -170,9 +172,20 @@ export class LibraryView {
   showTotal({ total, approximate }) {
     this.totalFiles = total.files;
     this.total.classList.remove("waiting");
-    put(this.total, approximate ? "about " : "", el("strong", null, count(total.files)),
+    // A sample in which nothing matched says little: the list itself goes on looking.
+    this.unsure = approximate && !total.files;
+    if (this.unsure) this.showUnsure();
+    else put(this.total, approximate ? "about " : "", el("strong", null, count(total.files)),
       ` ${total.files === 1 ? "file" : "files"} \u00B7 `, bytes(total.bytes));
     if (this.pages.pages.size) this.arrived();
+  }
+
+  // What the list found is told; all of it, once it came to its end.
+  showUnsure() {
+    const { total, length } = this.pages;
+    if (total === null) put(this.total, length ? `${plural(length, "file")} so far, still looking\u2026`
+      : "Nothing found yet, still looking\u2026");
+    else put(this.total, el("strong", null, count(total)), total === 1 ? " file" : " files");
   }
 
   // Sorted by what only some files have, the list holds only these.
@@ -223,10 +236,13 @@ export class LibraryView {
     if (!row) {
       if (tr.children.length !== this.columns.length || tr.filled) put(tr,
         this.columns.map(() => el("td", null, el("span", { class: "ghost" }))));
+      tr.shown = null;
       return false;
     }
+    if (tr.shown === row && tr.columns === this.columns) return true;
     tr.id = `file-${row.id}`;
     put(tr, this.columns.map((column) => this.cell(column, row)));
+    Object.assign(tr, { shown: row, columns: this.columns });
     return true;
   }
 

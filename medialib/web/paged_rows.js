@@ -58,12 +58,13 @@ export class PagedRows {
     const ask = this.askFor(start, page);
     let failed = false;
     try {
-      const answer = await this.whole(ask, controller.signal);
+      const answer = await this.whole(ask, controller.signal, page);
       // A host that cannot skip answered the page whose place was told: go on from there.
       const skipped = !ask.skip || answer.skipped !== undefined;
       if (!skipped && !ask.after) this.inOrder = true;
       this.store(skipped ? page : ask.after ? start : 0, answer);
     } catch (error) {
+      this.pages.delete(page); // what came of it is not all of it
       failed = !isAbort(error);
       if (failed && !this.closed) this.onerror(error);
     }
@@ -79,12 +80,17 @@ export class PagedRows {
     return start < page ? { ...ask, skip: (page - start) * PAGE } : ask;
   }
 
-  // The host may end an answer early to stay quick; a page is whole when it is full or the last.
-  async whole(ask, signal) {
+  // The host may end an answer early to stay quick; a page is whole when it is full or the last. What
+  // came so far is shown meanwhile, where it is known which page it is.
+  async whole(ask, signal, page) {
     const answer = await this.fetchPage(ask, signal);
     while (answer.files.length < PAGE && answer.next) {
+      if (!ask.skip && !this.closed) {
+        this.pages.set(page, answer.files);
+        this.onchange();
+      }
       const more = await this.fetchPage({ after: answer.next, limit: PAGE - answer.files.length }, signal);
-      answer.files.push(...more.files);
+      answer.files = [...answer.files, ...more.files];
       answer.next = more.next;
     }
     return answer;
