@@ -69,7 +69,8 @@ def post_agent(port: int, agent: int, count: int) -> None:
     for start in range(0, count, BATCH):
         files = [make_record(agent, n) for n in range(start, min(count, start + BATCH))]
         body = {"batch_id": f"{agent}-{start}",
-                "agent": {"id": f"a{agent}", "name": f"box {agent}"}, "root": f"/srv/media/agent{agent}", "phase": 1, "files": files, "removed": [],
+                "agent": {"id": f"a{agent}", "name": f"box {agent}"},
+                "root": f"/srv/media/agent{agent}", "phase": 1, "files": files, "removed": [],
                 "after_rev": start, "rev": start + len(files)}
         line.request("POST", "/ingest/batch", json.dumps(body).encode(),
                      {"Content-Type": "application/json"})
