@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 
 import pytest
 
@@ -11,6 +12,17 @@ from tests import media, processes, support
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "long: only with MEDIALIB_LONG=1 in the environment")
+    if not hasattr(config, "workerinput") and not config.option.collectonly:
+        compile_package()
+
+
+def compile_package() -> None:
+    """Hosts and agents are started hundreds of times, and write no bytecode of their own: it is
+    made once. It counts by the source's content, so that none can be stale.
+    """
+    for python in {sys.executable, support.newest_python()}:
+        subprocess.run([python, "-m", "compileall", "-q", "--invalidation-mode", "checked-hash",
+                        "medialib"], cwd=str(support.ROOT), capture_output=True, check=False)
 
 
 SLOW_FIRST = ("tests/faults/", "tests/test_end_to_end.py", "tests/test_plain_scan.py",
