@@ -13,47 +13,47 @@ here, `there` where in the module: that maps a traceback back.
      853     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
     1093     17  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
     1456     19  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
-    1770     25  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
-    1975     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
-    2011     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
-    2191     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
-    2424     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2688     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
-    2901     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    3110     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    3251     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3506     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3586     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    3970     11  medialib/http_shares.py: What all connections share: bytes, the memory of parsed JSON, places for endless answers.
-    4060     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
-    4401     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4710     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    4827     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    4961     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
-    5104     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
-    5191     19  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    5528      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5789     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    6075     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6423     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6481     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6624     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    6944     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    7068     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    7177     13  medialib/scan_moves.py: Where the content of a file that is new at its path was known before: a move, or a hard link.
-    7256     30  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    7609     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7917     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    8127     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    8479     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    8653     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    9031     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
-    9061     15  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
-    9123     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
-    9188     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
-    9413     45  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
+    1772     25  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
+    1977     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
+    2013     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
+    2193     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
+    2426     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
+    2690     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
+    2903     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    3112     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3253     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3508     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3588     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    3972     11  medialib/http_shares.py: What all connections share: bytes, the memory of parsed JSON, places for endless answers.
+    4062     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
+    4403     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4712     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    4829     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    4963     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
+    5106     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
+    5193     19  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    5530      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5791     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    6084     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6432     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6490     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6633     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    6953     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    7077     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    7185     13  medialib/scan_moves.py: Where the content of a file that is new at its path was known before: a move, or a hard link.
+    7264     30  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    7617     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7925     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    8135     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    8487     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    8661     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    9041     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
+    9071     15  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
+    9133     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
+    9198     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
+    9423     45  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
 """
-# sha256 of all below this line: 293f643562273e87504f55280ba992624450db32ec9fd4ffba651cae214cf760
+# sha256 of all below this line: ed1cb2ba5bd8adfff8361d8e20162936e0f0e9618dc46b59f00c03cb22dabf13
 
 from __future__ import annotations
 
@@ -1471,6 +1471,8 @@ MEMORY_FS = frozenset(("tmpfs", "ramfs", "rootfs", "devtmpfs"))
 # Their own UUID is the one that udev shows, so that every machine names the volume alike.
 _UUID_IOCTL_FS = frozenset(("ext2", "ext3", "ext4", "btrfs", "xfs", "f2fs", "bcachefs"))
 _LASTING_FSID_FS = frozenset(("ext2", "ext3", "ext4", "btrfs"))  # made from the UUID
+# How the reason begins for which a root is offline until somebody accepts what is there now.
+OTHER_DISK = "another disk seems to be mounted here"
 CLONE_MARK = "#clone@"  # in the name of a volume whose own name another attached disk has as well
 _OCTAL_ESCAPE = re.compile(rb"\\([0-7]{3})")
 _HEX_ESCAPE = re.compile(rb"\\x([0-9a-fA-F]{2})")
@@ -5904,7 +5906,7 @@ class RootBook:
         root = self.of_info(info)
         if root is None:
             root = self.at_path(path)
-            if root is not None and is_other_disk(root, info):
+            if root is not None and is_other_disk(root, info) and not is_replaced(root, info):
                 self._park(root)
                 root = None
         if root is None:
@@ -6065,6 +6067,13 @@ def is_other_disk(root: CachedRoot, info) -> bool:
     if root.volume and info.volume:
         return (root.volume, root.volume_path or "") != (info.volume, info.volume_path or "")
     return root.fs is not None and root.fs != info.fs
+
+
+def is_replaced(root: CachedRoot, info) -> bool:
+    """Whether the other disk was accepted in the place of the one before. To the host two disks
+    without a name are both what is at this path: so they are one root here, too.
+    """
+    return bool(root.accept_empty) and root.volume is None and info.volume is None
 
 
 # =================================================================================================
@@ -7102,8 +7111,7 @@ def doubt_other_disk(cache, expected, info, names: list, here: str) -> None:
         return
     if is_other_disk(expected, info):
         if expected.volume is None:  # to the host both would be what is at this path
-            raise RootOffline("another disk seems to be mounted here:"
-                              f" {info.fs} instead of {expected.fs}")
+            raise RootOffline(f"{OTHER_DISK}: {info.fs} instead of {expected.fs}")
         return
     top = cache.roots.folder_id(expected.id, "")
     if top is None or len(names) >= TOP_NAMES:
@@ -7114,7 +7122,7 @@ def doubt_other_disk(cache, expected, info, names: list, here: str) -> None:
     strange = len(latest_rows(cache, expected)) >= SURE_ROWS and not agreement(
         cache, expected, here, info.inodes_stable)
     if known and (strange or not known.intersection(names)):
-        raise RootOffline("another disk seems to be mounted here: nothing known is on it")
+        raise RootOffline(f"{OTHER_DISK}: nothing known is on it")
 
 
 def check_still_mounted(native: str, info) -> None:
@@ -8867,7 +8875,9 @@ class AgentService:
         return cleared
 
     def accept_empty(self, path: str) -> bool:
-        """The root at `path` really is empty: the next scan takes it as it is."""
+        """The root at `path` really is empty, or another disk now: the next scan takes it as it
+        is.
+        """
         root = self.cache.roots.at_path(path)
         if root is None and path in self.scanner.roots:
             info = settle_volume(self.cache, path, describe_root(to_native(path)))

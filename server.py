@@ -13,96 +13,96 @@ here, `there` where in the module: that maps a traceback back.
      916     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
     1156     17  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
     1519     19  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
-    1833     25  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
-    2038     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
-    2074     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
-    2254     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
-    2487     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2751     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
-    2964     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    3173     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    3314     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3569     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3649     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    4033     11  medialib/http_shares.py: What all connections share: bytes, the memory of parsed JSON, places for endless answers.
-    4123     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
-    4464     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4773     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    4890     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    5024     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
-    5167     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
-    5254     19  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    5591      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5852     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    6138     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6486     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6544     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6687     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    7007     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    7131     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    7240     13  medialib/scan_moves.py: Where the content of a file that is new at its path was known before: a move, or a hard link.
-    7319     30  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    7672     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7980     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    8190     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    8542     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    8716     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    9094     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
-    9124     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
-    9386     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
-    9567     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
-    9896     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
-   10070     14  medialib/catalog_facts.py: What is known of a file beside its stamps: hashes, ffprobe's answer, what could not be done; and
-   10170     25  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
-   10510     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
-   10754     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
-   10893     14  medialib/catalog_word_sql.py: What SQLite itself can tell of a search: conditions that every match fulfils.
-   10991     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
-   11045     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
-   11145     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
-   11257     11  medialib/catalog_show.py: Files as the API shows them.
-   11304     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
-   11518     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
-   11586     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
-   11685     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
-   11950     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
-   12103     21  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
-   12297     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
-   12426     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
-   12784     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
-   12853     25  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
-   13149     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
-   13252     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
-   13285     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
-   13442     10  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
-   13670      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
-   13707     10  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
-   13821     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
-   13945     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
-   14120     10  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
-   14151     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
-   14410     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   14649     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   14690     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   14907     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
-   15138     15  medialib/ingest_outline.py: The outline of what agents send: who speaks, of which root, how much; all but the records.
-   15261     44  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   15564     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   15676      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   15717      1  medialib/web/: The files of the web UI.
-   19957     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   20056     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   20127     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   20299     14  medialib/server_turns.py: Lists of the catalogue are made a few at a time, however many ask at once.
-   20325     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   20413     18  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   20560      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   20641      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   20684     47  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   20995     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
-   21020     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+    1835     25  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
+    2040     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
+    2076     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
+    2256     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
+    2489     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
+    2753     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
+    2966     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    3175     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3316     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3571     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3651     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    4035     11  medialib/http_shares.py: What all connections share: bytes, the memory of parsed JSON, places for endless answers.
+    4125     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
+    4466     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4775     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    4892     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    5026     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
+    5169     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
+    5256     19  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    5593      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5854     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    6147     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6495     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6553     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6696     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    7016     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    7140     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    7248     13  medialib/scan_moves.py: Where the content of a file that is new at its path was known before: a move, or a hard link.
+    7327     30  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    7680     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    7988     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    8198     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    8550     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    8724     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    9104     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
+    9134     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
+    9396     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
+    9577     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
+    9906     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
+   10080     14  medialib/catalog_facts.py: What is known of a file beside its stamps: hashes, ffprobe's answer, what could not be done; and
+   10180     25  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
+   10520     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
+   10764     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
+   10903     14  medialib/catalog_word_sql.py: What SQLite itself can tell of a search: conditions that every match fulfils.
+   11001     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
+   11055     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
+   11155     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
+   11267     11  medialib/catalog_show.py: Files as the API shows them.
+   11314     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
+   11528     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
+   11596     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
+   11695     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
+   11960     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
+   12113     22  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
+   12308     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
+   12437     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
+   12795     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
+   12864     25  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
+   13160     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
+   13263     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
+   13296     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
+   13453     10  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
+   13681      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
+   13718     10  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
+   13832     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
+   13956     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
+   14131     10  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
+   14162     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
+   14421     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   14660     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   14701     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   14918     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   15149     15  medialib/ingest_outline.py: The outline of what agents send: who speaks, of which root, how much; all but the records.
+   15272     44  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   15575     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   15687      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   15728      1  medialib/web/: The files of the web UI.
+   19982     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   20081     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   20152     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   20326     14  medialib/server_turns.py: Lists of the catalogue are made a few at a time, however many ask at once.
+   20352     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   20440     18  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   20587      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   20668      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   20711     47  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   21022     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
+   21047     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: 1f244f7dff5baa4e8ee9b3f82fd5522ac0d32af7e424db435b93796106cface3
+# sha256 of all below this line: 7664ed3241d571c7a564e2cb50970b7e7a0609530fa0fa5376884c7090674d47
 
 from __future__ import annotations
 
@@ -1534,6 +1534,8 @@ MEMORY_FS = frozenset(("tmpfs", "ramfs", "rootfs", "devtmpfs"))
 # Their own UUID is the one that udev shows, so that every machine names the volume alike.
 _UUID_IOCTL_FS = frozenset(("ext2", "ext3", "ext4", "btrfs", "xfs", "f2fs", "bcachefs"))
 _LASTING_FSID_FS = frozenset(("ext2", "ext3", "ext4", "btrfs"))  # made from the UUID
+# How the reason begins for which a root is offline until somebody accepts what is there now.
+OTHER_DISK = "another disk seems to be mounted here"
 CLONE_MARK = "#clone@"  # in the name of a volume whose own name another attached disk has as well
 _OCTAL_ESCAPE = re.compile(rb"\\([0-7]{3})")
 _HEX_ESCAPE = re.compile(rb"\\x([0-9a-fA-F]{2})")
@@ -5967,7 +5969,7 @@ class RootBook:
         root = self.of_info(info)
         if root is None:
             root = self.at_path(path)
-            if root is not None and is_other_disk(root, info):
+            if root is not None and is_other_disk(root, info) and not is_replaced(root, info):
                 self._park(root)
                 root = None
         if root is None:
@@ -6128,6 +6130,13 @@ def is_other_disk(root: CachedRoot, info) -> bool:
     if root.volume and info.volume:
         return (root.volume, root.volume_path or "") != (info.volume, info.volume_path or "")
     return root.fs is not None and root.fs != info.fs
+
+
+def is_replaced(root: CachedRoot, info) -> bool:
+    """Whether the other disk was accepted in the place of the one before. To the host two disks
+    without a name are both what is at this path: so they are one root here, too.
+    """
+    return bool(root.accept_empty) and root.volume is None and info.volume is None
 
 
 # =================================================================================================
@@ -7165,8 +7174,7 @@ def doubt_other_disk(cache, expected, info, names: list, here: str) -> None:
         return
     if is_other_disk(expected, info):
         if expected.volume is None:  # to the host both would be what is at this path
-            raise RootOffline("another disk seems to be mounted here:"
-                              f" {info.fs} instead of {expected.fs}")
+            raise RootOffline(f"{OTHER_DISK}: {info.fs} instead of {expected.fs}")
         return
     top = cache.roots.folder_id(expected.id, "")
     if top is None or len(names) >= TOP_NAMES:
@@ -7177,7 +7185,7 @@ def doubt_other_disk(cache, expected, info, names: list, here: str) -> None:
     strange = len(latest_rows(cache, expected)) >= SURE_ROWS and not agreement(
         cache, expected, here, info.inodes_stable)
     if known and (strange or not known.intersection(names)):
-        raise RootOffline("another disk seems to be mounted here: nothing known is on it")
+        raise RootOffline(f"{OTHER_DISK}: nothing known is on it")
 
 
 def check_still_mounted(native: str, info) -> None:
@@ -8930,7 +8938,9 @@ class AgentService:
         return cleared
 
     def accept_empty(self, path: str) -> bool:
-        """The root at `path` really is empty: the next scan takes it as it is."""
+        """The root at `path` really is empty, or another disk now: the next scan takes it as it
+        is.
+        """
         root = self.cache.roots.at_path(path)
         if root is None and path in self.scanner.roots:
             info = settle_volume(self.cache, path, describe_root(to_native(path)))
@@ -12096,7 +12106,7 @@ class AgentPresence:
 
 
 # =================================================================================================
-# medialib/catalog_agents.py, from its line 21
+# medialib/catalog_agents.py, from its line 22
 # Agents in the catalogue: what their hello says is kept, and how they are shown.
 # =================================================================================================
 
@@ -12277,6 +12287,7 @@ def _shown_root(root: CatalogRoot, reported: dict | None, alive: bool,
         "reachable": alive and root.state != "offline",
         "configured": root.path in configured,
         "accept_empty": root.state == "offline" and "empty" in (root.reason or ""),
+        "accept_disk": root.state == "offline" and (root.reason or "").startswith(OTHER_DISK),
         "files": root.files, "bytes": root.bytes, "missing": root.missing,
         "missing_bytes": root.missing_bytes, "scan": json.loads(root.scan_json),
     }
@@ -16286,6 +16297,12 @@ export function name(text, attrs) {
   return el("bdi", { class: "name", ...attrs }, nameNodes(text));
 }
 
+// A path may be broken behind its separators, before it is broken within a name.
+export function pathName(text, attrs) {
+  return el("bdi", { class: "name", ...attrs }, text.match(/[^/\\]*[/\\]?/g).map((part) =>
+    [nameNodes(part), el("wbr")]));
+}
+
 // The same as a string, for titles and labels where no element can stand.
 export function plainName(text) {
   return ODD.test(text) ? nameNodes(text).map((node) => node.textContent).join("") : text;
@@ -17992,14 +18009,12 @@ export function startLive() {
 
 import { meter } from "./charts.js";
 import { stateMark } from "./columns.js";
-import { add, busyButton, button, el, name, plainName, put } from "./dom.js";
+import { add, busyButton, button, el, name, pathName, plainName, put } from "./dom.js";
 import { ago, bytes, count, plural } from "./format.js";
 import { ProgressLine } from "./progress_line.js";
 import { href } from "./router.js";
 
 const STATE_WORDS = { online: "online", scanning: "scanning", away: "not connected" };
-// The agent's own words for a root that lists nothing though files were known there begin with this.
-const EMPTIED = "empty";
 const BEST_HASH = "blake3";
 
 function fact(label, value, tone) {
@@ -18109,12 +18124,13 @@ export class MachineCard {
       : null].filter(Boolean).join(" \u00B7 ");
     return el("tr", { class: root.state === "offline" ? "is-offline" : null },
       el("td", { class: "grow" }, el("a", { href: href("folders", { agent: agent.id, path: root.path }) },
-        name(root.path)),
+        pathName(root.path)),
         el("div", { class: "muted" }, [tags, root.scan && root.scan.ended ? `scanned ${ago(root.scan.ended)}`
           : "not scanned yet"].filter(Boolean).join(" \u00B7 ")),
         root.reason ? el("div", { class: "warn-text" }, root.reason) : null,
-        root.state === "offline" && (root.reason || "").startsWith(EMPTIED)
-          ? button("It really was emptied\u2026", () => this.view.acceptEmpty(agent, root),
+        root.accept_empty ? button("It really was emptied\u2026", () => this.view.acceptEmpty(agent, root),
+          { class: "small" }) : null,
+        root.accept_disk ? button("The disk was replaced\u2026", () => this.view.acceptDisk(agent, root),
           { class: "small" }) : null),
       el("td", null, stateMark(root.state)), el("td", { class: "num files-cell" },
         el("span", { class: "how-many" }, count(root.files)), root.missing
@@ -18334,6 +18350,15 @@ export class MachinesView {
     openDialog("Accept that it is empty?", el("p", null,
       `${root.path} of ${agent.name} lists nothing although ${plural(root.files || 0, "file")} were known there. If it really was emptied, they become missing. If a disk is not mounted, connect it instead.`), [{
       label: "It really is empty", kind: "danger",
+        run: async () => { await call("agents/accept_empty", { agent: agent.id, path: root.path });
+        await this.load(); },
+    }]);
+  }
+
+  acceptDisk(agent, root) {
+    openDialog("Take what is there now?", el("p", null,
+      `Nothing of the ${plural(root.files || 0, "known file")} is found at ${root.path} of ${agent.name}: another disk is there, and it has no name of its own to tell it by. If it took the place of the old one, what is on it is catalogued, and the known files become missing; they keep what is known of them. If the old disk is only unplugged, connect it instead.`), [{
+      label: "Take what is there now", kind: "danger",
         run: async () => { await call("agents/accept_empty", { agent: agent.id, path: root.path });
         await this.load(); },
     }]);
@@ -20173,7 +20198,9 @@ class AgentControl:
         return self._steer(self.agent_id(body), "ls", wait=True, path=path)
 
     def accept_empty(self, body: dict) -> dict:
-        """A root that really was emptied is accepted as empty with its next scan."""
+        """A root that really was emptied, or whose disk was replaced by another that has no name of
+        its own, is taken as it is with its next scan.
+        """
         path = self._root_path(body)
         return self._steer(self.agent_id(body), "accept_empty", wait=False, path=path)
 

@@ -235,7 +235,9 @@ class AgentService:
         return cleared
 
     def accept_empty(self, path: str) -> bool:
-        """The root at `path` really is empty: the next scan takes it as it is."""
+        """The root at `path` really is empty, or another disk now: the next scan takes it as it
+        is.
+        """
         root = self.cache.roots.at_path(path)
         if root is None and path in self.scanner.roots:
             info = settle_volume(self.cache, path, describe_root(to_native(path)))

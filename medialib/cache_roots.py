@@ -132,7 +132,7 @@ class RootBook:
         root = self.of_info(info)
         if root is None:
             root = self.at_path(path)
-            if root is not None and is_other_disk(root, info):
+            if root is not None and is_other_disk(root, info) and not is_replaced(root, info):
                 self._park(root)
                 root = None
         if root is None:
@@ -293,3 +293,10 @@ def is_other_disk(root: CachedRoot, info) -> bool:
     if root.volume and info.volume:
         return (root.volume, root.volume_path or "") != (info.volume, info.volume_path or "")
     return root.fs is not None and root.fs != info.fs
+
+
+def is_replaced(root: CachedRoot, info) -> bool:
+    """Whether the other disk was accepted in the place of the one before. To the host two disks
+    without a name are both what is at this path: so they are one root here, too.
+    """
+    return bool(root.accept_empty) and root.volume is None and info.volume is None

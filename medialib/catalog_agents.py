@@ -17,6 +17,7 @@ from .catalog_roots import (
 )
 from .catalog_settings import settings_of, stored_settings
 from .host_agents import AgentPresence
+from .mounts import OTHER_DISK
 
 HELLO_WRITTEN_S = 300.0  # nothing new: the catalogue hears of an agent only this often
 AGENT_FACTS = ("port", "version", "protocol", "python", "platform", "hash_algos", "ffprobe")
@@ -195,6 +196,7 @@ def _shown_root(root: CatalogRoot, reported: dict | None, alive: bool,
         "reachable": alive and root.state != "offline",
         "configured": root.path in configured,
         "accept_empty": root.state == "offline" and "empty" in (root.reason or ""),
+        "accept_disk": root.state == "offline" and (root.reason or "").startswith(OTHER_DISK),
         "files": root.files, "bytes": root.bytes, "missing": root.missing,
         "missing_bytes": root.missing_bytes, "scan": json.loads(root.scan_json),
     }

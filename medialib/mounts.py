@@ -34,6 +34,8 @@ MEMORY_FS = frozenset(("tmpfs", "ramfs", "rootfs", "devtmpfs"))
 # Their own UUID is the one that udev shows, so that every machine names the volume alike.
 _UUID_IOCTL_FS = frozenset(("ext2", "ext3", "ext4", "btrfs", "xfs", "f2fs", "bcachefs"))
 _LASTING_FSID_FS = frozenset(("ext2", "ext3", "ext4", "btrfs"))  # made from the UUID
+# How the reason begins for which a root is offline until somebody accepts what is there now.
+OTHER_DISK = "another disk seems to be mounted here"
 CLONE_MARK = "#clone@"  # in the name of a volume whose own name another attached disk has as well
 _OCTAL_ESCAPE = re.compile(rb"\\([0-7]{3})")
 _HEX_ESCAPE = re.compile(rb"\\x([0-9a-fA-F]{2})")

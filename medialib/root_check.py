@@ -10,7 +10,7 @@ import os
 
 from .base import log
 from .cache_roots import is_other_disk
-from .mounts import describe_root
+from .mounts import OTHER_DISK, describe_root
 from .root_volume import RootOffline, agreement, latest_rows, settle_volume
 from .scan_buffer import error_class, error_text
 from .scan_common import inode_key, same_version, to_native, to_text
@@ -52,8 +52,7 @@ def doubt_other_disk(cache, expected, info, names: list, here: str) -> None:
         return
     if is_other_disk(expected, info):
         if expected.volume is None:  # to the host both would be what is at this path
-            raise RootOffline("another disk seems to be mounted here:"
-                              f" {info.fs} instead of {expected.fs}")
+            raise RootOffline(f"{OTHER_DISK}: {info.fs} instead of {expected.fs}")
         return
     top = cache.roots.folder_id(expected.id, "")
     if top is None or len(names) >= TOP_NAMES:
@@ -64,7 +63,7 @@ def doubt_other_disk(cache, expected, info, names: list, here: str) -> None:
     strange = len(latest_rows(cache, expected)) >= SURE_ROWS and not agreement(
         cache, expected, here, info.inodes_stable)
     if known and (strange or not known.intersection(names)):
-        raise RootOffline("another disk seems to be mounted here: nothing known is on it")
+        raise RootOffline(f"{OTHER_DISK}: nothing known is on it")
 
 
 def check_still_mounted(native: str, info) -> None:

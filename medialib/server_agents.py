@@ -70,7 +70,9 @@ class AgentControl:
         return self._steer(self.agent_id(body), "ls", wait=True, path=path)
 
     def accept_empty(self, body: dict) -> dict:
-        """A root that really was emptied is accepted as empty with its next scan."""
+        """A root that really was emptied, or whose disk was replaced by another that has no name of
+        its own, is taken as it is with its next scan.
+        """
         path = self._root_path(body)
         return self._steer(self.agent_id(body), "accept_empty", wait=False, path=path)
 

@@ -8,8 +8,10 @@ import time
 
 import pytest
 
+from medialib import root_check
 from medialib.base import StoreError
 from medialib.catalog import Catalog
+from medialib.catalog_agents import agent_list
 from medialib.catalog_schema import LOCAL_AGENT
 from medialib.host_agents import AgentPresence
 from medialib.http_json import HttpError
@@ -145,6 +147,46 @@ def test_an_empty_root_is_offline_until_it_is_accepted(world):
     assert world.local.obey("accept_empty", world.root) == {"ok": True}
     assert world.local.run_once() == []
     assert len(stored_files(world.catalog, 1)) == 1
+
+
+@pytest.mark.parametrize("fs", ["tmpfs", "overlay"])
+def test_a_disk_that_was_replaced_is_offline_until_it_is_accepted(world, monkeypatch, fs):
+    """Neither disk has a name of its own; the second one is of the same type, or of another."""
+    disk = {"volume": None, "volume_path": None, "fsid": None, "fs": "tmpfs"}
+    real = root_check.describe_root
+    monkeypatch.setattr(root_check, "describe_root", lambda path: real(path)._replace(**disk))
+    old = [world.write(f"old/{number}.jpg") for number in range(9)]
+    world.local.run_once()
+    roots = world.local.cache.roots
+    roots.save(roots.at_path(world.root), device=1)  # the new disk has another number
+    for path in old:
+        os.remove(path)
+    os.rmdir(os.path.join(world.root, "old"))
+    new = world.write("new/1.jpg")
+    disk.update(fs=fs)
+    left = world.rescan()
+    assert len(left) == 1
+    assert "offline" in left[0]
+    assert shown_root(world)["accept_disk"]
+    assert len(stored_files(world.catalog)) == 9
+    world.restart()
+    world.local.service.scanner.look_at([world.root])
+    assert world.local.obey("accept_empty", world.root) == {"ok": True}
+    assert world.local.run_once() == []
+    assert sorted(stored_files(world.catalog)) == [new]
+    assert sorted(stored_files(world.catalog, 1)) == sorted(old)
+    root = shown_root(world)
+    assert (root["state"], root["accept_disk"], root["files"], root["missing"]) == (
+        "online", False, 1, 9)
+    assert world.rescan() == []
+    world.check()
+
+
+def shown_root(world) -> dict:
+    with world.catalog.reader() as db:
+        agents = agent_list(db, world.ingest.presence, world.catalog.clock())
+    (root,) = [root for agent in agents for root in agent["roots"]]
+    return root
 
 
 def test_a_catalogue_that_cannot_be_written_for_a_while(world, monkeypatch):

@@ -70,6 +70,12 @@ export function name(text, attrs) {
   return el("bdi", { class: "name", ...attrs }, nameNodes(text));
 }
 
+// A path may be broken behind its separators, before it is broken within a name.
+export function pathName(text, attrs) {
+  return el("bdi", { class: "name", ...attrs }, text.match(/[^/\\]*[/\\]?/g).map((part) =>
+    [nameNodes(part), el("wbr")]));
+}
+
 // The same as a string, for titles and labels where no element can stand.
 export function plainName(text) {
   return ODD.test(text) ? nameNodes(text).map((node) => node.textContent).join("") : text;

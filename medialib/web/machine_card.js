@@ -2,14 +2,12 @@
 
 import { meter } from "./charts.js";
 import { stateMark } from "./columns.js";
-import { add, busyButton, button, el, name, plainName, put } from "./dom.js";
+import { add, busyButton, button, el, name, pathName, plainName, put } from "./dom.js";
 import { ago, bytes, count, plural } from "./format.js";
 import { ProgressLine } from "./progress_line.js";
 import { href } from "./router.js";
 
 const STATE_WORDS = { online: "online", scanning: "scanning", away: "not connected" };
-// The agent's own words for a root that lists nothing though files were known there begin with this.
-const EMPTIED = "empty";
 const BEST_HASH = "blake3";
 
 function fact(label, value, tone) {
@@ -119,12 +117,13 @@ export class MachineCard {
       : null].filter(Boolean).join(" \u00B7 ");
     return el("tr", { class: root.state === "offline" ? "is-offline" : null },
       el("td", { class: "grow" }, el("a", { href: href("folders", { agent: agent.id, path: root.path }) },
-        name(root.path)),
+        pathName(root.path)),
         el("div", { class: "muted" }, [tags, root.scan && root.scan.ended ? `scanned ${ago(root.scan.ended)}`
           : "not scanned yet"].filter(Boolean).join(" \u00B7 ")),
         root.reason ? el("div", { class: "warn-text" }, root.reason) : null,
-        root.state === "offline" && (root.reason || "").startsWith(EMPTIED)
-          ? button("It really was emptied\u2026", () => this.view.acceptEmpty(agent, root),
+        root.accept_empty ? button("It really was emptied\u2026", () => this.view.acceptEmpty(agent, root),
+          { class: "small" }) : null,
+        root.accept_disk ? button("The disk was replaced\u2026", () => this.view.acceptDisk(agent, root),
           { class: "small" }) : null),
       el("td", null, stateMark(root.state)), el("td", { class: "num files-cell" },
         el("span", { class: "how-many" }, count(root.files)), root.missing

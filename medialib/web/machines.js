@@ -183,6 +183,15 @@ export class MachinesView {
     }]);
   }
 
+  acceptDisk(agent, root) {
+    openDialog("Take what is there now?", el("p", null,
+      `Nothing of the ${plural(root.files || 0, "known file")} is found at ${root.path} of ${agent.name}: another disk is there, and it has no name of its own to tell it by. If it took the place of the old one, what is on it is catalogued, and the known files become missing; they keep what is known of them. If the old disk is only unplugged, connect it instead.`), [{
+      label: "Take what is there now", kind: "danger",
+        run: async () => { await call("agents/accept_empty", { agent: agent.id, path: root.path });
+        await this.load(); },
+    }]);
+  }
+
   // The count comes first; the host refuses when it is no longer true at the moment of the answer.
   forget(agent, root = null) {
     return told(async () => {
