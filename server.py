@@ -90,19 +90,19 @@ here, `there` where in the module: that maps a traceback back.
    15575     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
    15687      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
    15728      1  medialib/web/: The files of the web UI.
-   19982     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   20081     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   20152     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   20326     14  medialib/server_turns.py: Lists of the catalogue are made a few at a time, however many ask at once.
-   20352     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   20440     18  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   20587      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   20668      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   20711     47  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   21022     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
-   21047     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+   20003     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   20102     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   20173     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   20347     14  medialib/server_turns.py: Lists of the catalogue are made a few at a time, however many ask at once.
+   20373     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   20461     18  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   20608      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   20689      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   20732     47  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   21043     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
+   21068     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: 7664ed3241d571c7a564e2cb50970b7e7a0609530fa0fa5376884c7090674d47
+# sha256 of all below this line: 2f9a8f4dc062a3788907e61e13af139a23ca4dbce25799d63ae7fb772490a63d
 
 from __future__ import annotations
 
@@ -16127,7 +16127,7 @@ export function copyButton(text, label = "Copy") {
     "columns.js": r'''// The columns of the file table: what each shows, how wide it is, which key it sorts by.
 
 import { el, name } from "./dom.js";
-import { ago, bitrate, bytes, clock, count, day, moment, shortContainer } from "./format.js";
+import { ago, bitrate, bytes, clock, count, day, machine, moment, shortContainer } from "./format.js";
 
 const meta = (row, key) => (row.metadata ? row.metadata[key] : null);
 const folderOf = (row) => row.path.slice(0, Math.max(0, row.path.length - row.name.length - 1));
@@ -16159,7 +16159,7 @@ export const COLUMNS = [
     text: (row) => (meta(row, "height") ? `${meta(row, "width")}\u00D7${meta(row, "height")}` : "") },
   { key: "video_codec", label: "Video", width: 106, text: (row) => meta(row, "video_codec")
     || "" },
-  { key: "agent", label: "Machine", width: 110, text: (row) => row.agent.name },
+  { key: "agent", label: "Machine", width: 110, text: (row) => machine(row.agent) },
   { key: "path", label: "Folder", width: 300, node: (row) => name(folderOf(row)) },
   { key: "audio_codec", label: "Audio", width: 88,
     text: (row) => (meta(row, "audio_codecs") || []).join(", ") },
@@ -16343,7 +16343,7 @@ import { copyPath, copyText } from "./clipboard.js";
 import { kindMark, stateMark } from "./columns.js";
 import { add, button, el, name, put } from "./dom.js";
 import { failed, loading } from "./empty.js";
-import { ago, bitrate, bytes, clock, count, moment, plural } from "./format.js";
+import { ago, bitrate, bytes, clock, count, machine, moment, plural } from "./format.js";
 import { href } from "./router.js";
 
 const MATCH_WORDS = {
@@ -16406,7 +16406,7 @@ function copyList(copies) {
   return el("ul", { class: "copies" }, copies.map((copy) => el("li", { class: `is-${copy.state}` },
     el("a", { href: href("library", { open: copy.id }) }, name(copy.path)),
     el("div", { class: "muted" },
-      `${copy.agent.name} \u00B7 ${copy.state} \u00B7 ${MATCH_WORDS[copy.match] || copy.match}`))));
+      `${machine(copy.agent)} \u00B7 ${copy.state} \u00B7 ${MATCH_WORDS[copy.match] || copy.match}`))));
 }
 
 function section(title, ...content) {
@@ -16473,7 +16473,7 @@ export class FileDrawer {
 
   mainFacts(file) {
     return facts([
-      ["Size", `${bytes(file.size)} (${count(file.size)} bytes)`], ["Machine", file.agent.name],
+      ["Size", `${bytes(file.size)} (${count(file.size)} bytes)`], ["Machine", file.agent.id === "local" ? `${file.agent.name} (this host)` : file.agent.name],
         ["Root", name(file.root || "")],
       ["Modified", moment(file.mtime)], ["Status change", moment(file.ctime)],
         ["First seen", `${moment(file.first_seen)} (${ago(file.first_seen)})`],
@@ -16520,7 +16520,7 @@ import { openDialog } from "./dialog.js";
 import { add, button, busyButton, el, name, put } from "./dom.js";
 import { emptyState, failed, loading } from "./empty.js";
 import { filterOf } from "./filter.js";
-import { bytes, count, day, plural } from "./format.js";
+import { bytes, count, day, machine, plural } from "./format.js";
 import { hashMixNotice } from "./hash_mix.js";
 import { onLive } from "./live.js";
 import { go, href } from "./router.js";
@@ -16576,7 +16576,7 @@ export class DuplicatesView {
       el("p", { class: "muted lead" }, this.tab[2]), hashMixNotice(this.agents),
       el("div", { class: "bar" }, this.total(), el("div", { class: "tools" },
         this.tab[0] === "folders" ? null : pick("kind", "Kind", KINDS.map((kind) => [kind, kind])),
-        pick("agent", "Machine", (this.agents || []).map((agent) => [agent.id, agent.name])),
+        pick("agent", "Machine", (this.agents || []).map((agent) => [agent.id, machine(agent)])),
         this.params.get("q") ? button([`\u201C${this.params.get("q")}\u201D `, "\u00D7"],
           () => go("duplicates", this.with("q", "")), { class: "chip on", "aria-label": "Remove the search" })
           : null,
@@ -16690,7 +16690,7 @@ export class DuplicatesView {
       && file.copy !== undefined;
     return el("tr", { class: `is-${file.state}` },
       el("td", { class: "copy-no muted" }, `${link ? "= " : ""}#${(file.copy ?? i) + 1}`),
-        el("td", { class: "who" }, file.agent.name),
+        el("td", { class: "who" }, machine(file.agent)),
       el("td", { class: "grow" }, el("a", { href: href("library", { open: file.id, hash: group.hash }) },
         name(file.path))),
       el("td", { class: "num muted low" }, day(file.mtime)),
@@ -16711,7 +16711,7 @@ export class DuplicatesView {
         "Action"].map((label) => el("th", { scope: "col" }, label)))),
         el("tbody", null, group.folders.map((folder) =>
           el("tr", { class: folder.state === "offline" ? "is-offline" : null },
-          el("td", { class: "who" }, folder.agent.name),
+          el("td", { class: "who" }, machine(folder.agent)),
           el("td", { class: "grow" }, el("a", { href: href("folders",
             { agent: folder.agent.id, path: folder.path }) }, name(folder.path))),
           el("td", null, folder.state === "offline" ? stateMark("offline") : null),
@@ -16861,7 +16861,7 @@ export function withoutFilter(params) {
     "filter_panel.js": r'''// The Library's filter: facets with counts, ranges, and a few questions people really ask.
 
 import { button, el, freshId, plainName, put } from "./dom.js";
-import { bytes, count, day, shortContainer, shortCount } from "./format.js";
+import { bytes, count, day, machine, shortContainer, shortCount } from "./format.js";
 import { LISTS, RANGES, rangeText } from "./filter.js";
 
 const SHOWN = 6;
@@ -16950,7 +16950,8 @@ export class FilterPanel {
     const on = this.isOn(key, item);
     const box = el("input", { type: "checkbox", checked: on,
       on: { change: () => this.choose(key, item, !on) } });
-    const label = plainName(String(item.label || (key === "container" ? shortContainer(item.value)
+    const label = plainName(String((key === "agent" && item.label && machine({ id: item.value, name: item.label }))
+      || item.label || (key === "container" ? shortContainer(item.value)
       : item.value) || "(none)"));
     return el("li", null, el("label", { title: `${label}: ${count(item.files)} files, ${bytes(item.bytes)}` },
       box, el("span", { class: "what" }, label), el("span", { class: "n" }, shortCount(item.files))));
@@ -17022,9 +17023,9 @@ import { Latest, call } from "./api.js";
 import { meter } from "./charts.js";
 import { copyPath } from "./clipboard.js";
 import { stateMark } from "./columns.js";
-import { add, button, el, name, plainName, put } from "./dom.js";
+import { add, button, el, name, pathName, plainName, put } from "./dom.js";
 import { emptyState, failed, loading } from "./empty.js";
-import { bytes, count, percent, plural } from "./format.js";
+import { bytes, count, machine, percent, plural } from "./format.js";
 import { onLive } from "./live.js";
 import { go, href } from "./router.js";
 import { toastError } from "./toast.js";
@@ -17083,7 +17084,7 @@ export class FoldersView {
 
   mapItems(answer) {
     const items = answer.folders.map((folder) => (this.agent ? folder
-      : { ...folder, name: `${folder.agent.name}: ${folder.name}` }));
+      : { ...folder, name: `${machine(folder.agent)}: ${folder.name}` }));
     if (answer.own && answer.own.bytes) items.push({ name: "files here", own: true, ...answer.own,
       href: this.filesHere(answer) });
     return items.sort((a, b) => b.bytes - a.bytes);
@@ -17099,7 +17100,7 @@ export class FoldersView {
       const root = this.rootOf(answer);
       const rest = answer.path.slice(root.length).split("/").filter(Boolean);
       let path = root;
-      parts.push(el("span", { class: "muted" }, answer.agent.name),
+      parts.push(el("span", { class: "muted" }, machine(answer.agent)),
         el("a", { href: href("folders", { agent: answer.agent.id, path }) }, name(root)));
       for (const piece of rest) {
         path = `${path.replace(/\/$/, "")}/${piece}`;
@@ -17151,8 +17152,8 @@ export class FoldersView {
     const row = el("tr", { class: folder.state === "offline" ? "is-offline" : null },
       el("td", { class: "grow" }, el("div", { class: "tree-name",
         style: { "padding-left": `${level * 1.2}em` } }, toggle,
-        el("a", { href: place(folder) }, several ? el("span", { class: "muted above" }, folder.agent.name)
-          : null, name(folder.name)), folder.state === "offline" ? stateMark("offline") : null)),
+        el("a", { href: place(folder) }, several ? el("span", { class: "muted above" }, machine(folder.agent))
+          : null, pathName(folder.name)), folder.state === "offline" ? stateMark("offline") : null)),
       this.bar(folder.bytes, most, all), el("td", { class: "num" }, bytes(folder.bytes)),
         el("td", { class: "num low" }, count(folder.files)));
     return row;
@@ -17216,6 +17217,11 @@ const two = (n) => String(n).padStart(2, "0");
 
 export function count(n) {
   return n === null || n === undefined ? "" : whole.format(n);
+}
+
+// A machine as it calls itself; the one that keeps the catalogue is marked.
+export function machine(agent) {
+  return agent.id === "local" ? `${agent.name} \u2302` : agent.name;
 }
 
 export function plural(n, one, many) {
@@ -17594,7 +17600,7 @@ import { FileDrawer } from "./drawer.js";
 import { emptyState } from "./empty.js";
 import { FACET_KEYS, FilterPanel } from "./filter_panel.js";
 import { chipsOf, filterOf, withoutChip, withoutFilter } from "./filter.js";
-import { bytes, count, plural } from "./format.js";
+import { bytes, count, machine, plural } from "./format.js";
 import { onLive } from "./live.js";
 import { PagedRows } from "./paged_rows.js";
 import { go, href } from "./router.js";
@@ -17604,6 +17610,7 @@ import { VirtualList } from "./virtual_list.js";
 const FACETS_WAIT_MS = 250;
 const FRESH_MS = 4000;
 const LONG_COUNT_S = 3;
+const NARROW = matchMedia("(max-width: 700px)");
 
 export class LibraryView {
   constructor(root) {
@@ -17615,6 +17622,15 @@ export class LibraryView {
     this.build();
     this.stops = [onLive("counts", (counts) => this.changed(counts)),
       onLive("again", () => this.reload(true))];
+    // A phone that is turned, a window that is made narrow: other columns.
+    const turned = () => {
+      if (!this.pages) return;
+      this.makeList();
+      this.showSort();
+      this.arrived();
+    };
+    NARROW.addEventListener("change", turned);
+    this.stops.push(() => NARROW.removeEventListener("change", turned));
   }
 
   build() {
@@ -17644,7 +17660,7 @@ export class LibraryView {
 
   makeList() {
     if (this.list) this.list.destroy();
-    const narrow = matchMedia("(max-width: 700px)").matches;
+    const narrow = NARROW.matches;
     this.narrow = narrow;
     this.columns = narrow ? COLUMNS.filter((c) => c.key === "name" || c.key === "size") : chosenColumns();
     this.heads = el("tr", null, this.columns.map((column) => this.headCell(column)));
@@ -17802,8 +17818,9 @@ export class LibraryView {
 
   showEmpty(empty) {
     this.root.classList.toggle("is-empty", empty);
-    if (!empty) { put(this.none); return; }
+    if (!empty) { put(this.none); this.root.classList.remove("no-files"); return; }
     const filtered = Object.keys(this.filter).length > 0;
+    this.root.classList.toggle("no-files", !filtered);
     put(this.none, filtered
       ? emptyState("Nothing matches", "No file fits this search and filter.",
         button("Clear the filter", () => go("library", {})))
@@ -17839,7 +17856,7 @@ export class LibraryView {
     if (column.key === "name") {
       cell.title = plainName(row.path);
       if (this.narrow) add(cell, el("span", { class: "under" },
-        `${row.kind} \u00B7 ${row.agent.name} \u00B7 ${plainName(row.path.slice(0, -row.name.length - 1))}`));
+        `${row.kind} \u00B7 ${machine(row.agent)} \u00B7 ${plainName(row.path.slice(0, -row.name.length - 1))}`));
     }
     return cell;
   }
@@ -18562,7 +18579,7 @@ import { barChart, daysBetween, growthChart, splitBar } from "./charts.js";
 import { KINDS, stateMark } from "./columns.js";
 import { button, el, keepingFocus, name, plainName, put } from "./dom.js";
 import { emptyState, failed, loading } from "./empty.js";
-import { ago, bytes, count, plural, shortContainer } from "./format.js";
+import { ago, bytes, count, machine, plural, shortContainer } from "./format.js";
 import { onLive } from "./live.js";
 import { ProgressLine } from "./progress_line.js";
 import { rangeText } from "./filter.js";
@@ -18682,7 +18699,7 @@ export class OverviewView {
 
   machines(agents) {
     const items = this.ordered("agent", agents).map((agent) =>
-      ({ label: agent.name, files: agent.files, bytes: agent.bytes,
+      ({ label: machine(agent), files: agent.files, bytes: agent.bytes,
       href: href("library", { agent: agent.id }), color: agent.state === "away" ? "dim" : "" }));
     const away = agents.filter((agent) => agent.state === "away");
     return [barChart("Machines", items, this.by), away.length
@@ -19414,6 +19431,7 @@ table.plain { border-collapse: collapse; width: 100%; }
 /* Library */
 .view.library { padding: 0; height: 100%; display: grid; grid-template-columns: 15.5rem minmax(0, 1fr); position: relative; }
 .view.library.drawer-open { grid-template-columns: 15.5rem minmax(0, 1fr) minmax(24rem, 28rem); }
+.view.library.no-files { grid-template-columns: minmax(0, 1fr); }
 .filters { overflow-y: auto; border-right: 1px solid var(--line); padding: .9rem .9rem 2rem; background: var(--surface); }
 .panel-title { font-size: .95rem; margin-bottom: .5rem; }
 .waiting { opacity: .55; }
@@ -19442,7 +19460,7 @@ table.plain { border-collapse: collapse; width: 100%; }
 .stale { background: var(--accent-soft); color: var(--accent); border-color: var(--accent); }
 .narrow-only { display: none; }
 .list-place { flex: 1; min-height: 0; }
-.is-empty .list-place { display: none; }
+.is-empty .list-place, .no-files > .filters { display: none; }
 .vl { height: 100%; overflow: auto; background: var(--surface); overflow-anchor: none; contain: content; }
 .vl-space { position: relative; min-width: max-content; }
 .vl-window { position: sticky; top: 0; overflow-y: clip; }
@@ -19617,6 +19635,9 @@ dialog input[type=text] { flex: 1; }
   .top { padding: 0 .7rem; gap: .6rem; }
   .brand { font-size: 0; gap: 0; }
   .search kbd, .live .label, #keys { display: none; }
+  .lost { top: 3.2rem; font-size: .9rem; line-height: 1.3; }
+  body:has(.lost:not([hidden])) main { margin-top: 4.3rem; }
+  body:has(.lost:not([hidden])) .side { margin-top: 0; }
   .side { grid-row: 3; border: 0; border-top: 1px solid var(--line); padding: 0; overflow: visible; }
   .side ul { grid-template-columns: repeat(7, 1fr); gap: 0; height: 100%; }
   .side li { min-width: 0; }
@@ -21148,7 +21169,7 @@ class ServerProgram:
             return None
         if roots:
             add_local_roots(catalog, roots)
-        local = LocalScan(routes.ingest, self.folder, LOCAL_AGENT)
+        local = LocalScan(routes.ingest, self.folder, host_name())
         routes.control.local = local
         routes.presence.own_stats[LOCAL_AGENT] = local.service.stats_answer
         return local
@@ -21180,7 +21201,7 @@ class ServerProgram:
                             certfile=arguments.certfile, keyfile=arguments.keyfile)
         lock.write_holder({"port": server.port, "address": arguments.bind,
                            "tls": bool(arguments.certfile)})
-        routes.host = {"name": to_text(platform.node()),
+        routes.host = {"name": host_name(),
                        "addresses": reached_at(arguments.bind)[:8],
                        "port": server.port, "scheme": "https" if arguments.certfile else "http"}
         self._catch_signals(self.stop_requested.set)
@@ -21218,6 +21239,11 @@ class ServerProgram:
             self.interrupted = number
 
         catch_stop_signals(caught, stop)
+
+
+def host_name() -> str:
+    """What this machine calls itself."""
+    return to_text(platform.node() or LOCAL_AGENT)[:200]
 
 
 def add_local_roots(catalog: Catalog, roots: list) -> None:

@@ -141,7 +141,7 @@ class ServerProgram:
             return None
         if roots:
             add_local_roots(catalog, roots)
-        local = LocalScan(routes.ingest, self.folder, LOCAL_AGENT)
+        local = LocalScan(routes.ingest, self.folder, host_name())
         routes.control.local = local
         routes.presence.own_stats[LOCAL_AGENT] = local.service.stats_answer
         return local
@@ -173,7 +173,7 @@ class ServerProgram:
                             certfile=arguments.certfile, keyfile=arguments.keyfile)
         lock.write_holder({"port": server.port, "address": arguments.bind,
                            "tls": bool(arguments.certfile)})
-        routes.host = {"name": to_text(platform.node()),
+        routes.host = {"name": host_name(),
                        "addresses": reached_at(arguments.bind)[:8],
                        "port": server.port, "scheme": "https" if arguments.certfile else "http"}
         self._catch_signals(self.stop_requested.set)
@@ -211,6 +211,11 @@ class ServerProgram:
             self.interrupted = number
 
         catch_stop_signals(caught, stop)
+
+
+def host_name() -> str:
+    """What this machine calls itself."""
+    return to_text(platform.node() or LOCAL_AGENT)[:200]
 
 
 def add_local_roots(catalog: Catalog, roots: list) -> None:

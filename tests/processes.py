@@ -128,8 +128,9 @@ class Host(Program):
     ready_path = "/health"
 
     def agents(self) -> dict:
-        """{name: what /api/agents says of it}"""
-        return {agent["name"]: agent for agent in self.post("/api/agents")["agents"]}
+        """{name: what /api/agents says of it}; the host's own scanner is "local" here."""
+        return {"local" if agent["id"] == "local" else agent["name"]: agent
+                for agent in self.post("/api/agents")["agents"]}
 
     def agent_id(self, name: str) -> str:
         return self.agents()[name]["id"]

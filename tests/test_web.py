@@ -392,7 +392,7 @@ def other_machine(host, algos: list) -> None:
 def test_hashes_that_cannot_be_compared_are_told_and_mended(browser, running, root):
     host = running.host(str(root / "pictures"), name="mixed").start()
     wait_for_scan(host, FILES)
-    own = host.agents()["local"]["hash_algo"]
+    own, own_name = (host.agents()["local"][key] for key in ("hash_algo", "name"))
     other_machine(host, ["sha256"] if own != "sha256" else ["xxhash64"])
     host.settings(hash_algo=own)
     if own == "sha256":  # then the other one is told to differ
@@ -402,7 +402,7 @@ def test_hashes_that_cannot_be_compared_are_told_and_mended(browser, running, ro
         browser.open(host.url, place)
         notice = browser.shows(".notice.warn", "cannot be found").text
         assert "on old laptop" in notice
-        assert f"{own} on local" in notice
+        assert f"{own} on {own_name}" in notice
     assert not browser.violations()
     if own != "sha256":
         browser.click(".notice.warn button", "use sha256 everywhere")

@@ -1,7 +1,7 @@
 // The columns of the file table: what each shows, how wide it is, which key it sorts by.
 
 import { el, name } from "./dom.js";
-import { ago, bitrate, bytes, clock, count, day, moment, shortContainer } from "./format.js";
+import { ago, bitrate, bytes, clock, count, day, machine, moment, shortContainer } from "./format.js";
 
 const meta = (row, key) => (row.metadata ? row.metadata[key] : null);
 const folderOf = (row) => row.path.slice(0, Math.max(0, row.path.length - row.name.length - 1));
@@ -33,7 +33,7 @@ export const COLUMNS = [
     text: (row) => (meta(row, "height") ? `${meta(row, "width")}\u00D7${meta(row, "height")}` : "") },
   { key: "video_codec", label: "Video", width: 106, text: (row) => meta(row, "video_codec")
     || "" },
-  { key: "agent", label: "Machine", width: 110, text: (row) => row.agent.name },
+  { key: "agent", label: "Machine", width: 110, text: (row) => machine(row.agent) },
   { key: "path", label: "Folder", width: 300, node: (row) => name(folderOf(row)) },
   { key: "audio_codec", label: "Audio", width: 88,
     text: (row) => (meta(row, "audio_codecs") || []).join(", ") },

@@ -5,7 +5,7 @@ import { copyPath, copyText } from "./clipboard.js";
 import { kindMark, stateMark } from "./columns.js";
 import { add, button, el, name, put } from "./dom.js";
 import { failed, loading } from "./empty.js";
-import { ago, bitrate, bytes, clock, count, moment, plural } from "./format.js";
+import { ago, bitrate, bytes, clock, count, machine, moment, plural } from "./format.js";
 import { href } from "./router.js";
 
 const MATCH_WORDS = {
@@ -68,7 +68,7 @@ function copyList(copies) {
   return el("ul", { class: "copies" }, copies.map((copy) => el("li", { class: `is-${copy.state}` },
     el("a", { href: href("library", { open: copy.id }) }, name(copy.path)),
     el("div", { class: "muted" },
-      `${copy.agent.name} \u00B7 ${copy.state} \u00B7 ${MATCH_WORDS[copy.match] || copy.match}`))));
+      `${machine(copy.agent)} \u00B7 ${copy.state} \u00B7 ${MATCH_WORDS[copy.match] || copy.match}`))));
 }
 
 function section(title, ...content) {
@@ -135,7 +135,7 @@ export class FileDrawer {
 
   mainFacts(file) {
     return facts([
-      ["Size", `${bytes(file.size)} (${count(file.size)} bytes)`], ["Machine", file.agent.name],
+      ["Size", `${bytes(file.size)} (${count(file.size)} bytes)`], ["Machine", file.agent.id === "local" ? `${file.agent.name} (this host)` : file.agent.name],
         ["Root", name(file.root || "")],
       ["Modified", moment(file.mtime)], ["Status change", moment(file.ctime)],
         ["First seen", `${moment(file.first_seen)} (${ago(file.first_seen)})`],

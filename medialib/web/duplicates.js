@@ -7,7 +7,7 @@ import { openDialog } from "./dialog.js";
 import { add, button, busyButton, el, name, put } from "./dom.js";
 import { emptyState, failed, loading } from "./empty.js";
 import { filterOf } from "./filter.js";
-import { bytes, count, day, plural } from "./format.js";
+import { bytes, count, day, machine, plural } from "./format.js";
 import { hashMixNotice } from "./hash_mix.js";
 import { onLive } from "./live.js";
 import { go, href } from "./router.js";
@@ -63,7 +63,7 @@ export class DuplicatesView {
       el("p", { class: "muted lead" }, this.tab[2]), hashMixNotice(this.agents),
       el("div", { class: "bar" }, this.total(), el("div", { class: "tools" },
         this.tab[0] === "folders" ? null : pick("kind", "Kind", KINDS.map((kind) => [kind, kind])),
-        pick("agent", "Machine", (this.agents || []).map((agent) => [agent.id, agent.name])),
+        pick("agent", "Machine", (this.agents || []).map((agent) => [agent.id, machine(agent)])),
         this.params.get("q") ? button([`\u201C${this.params.get("q")}\u201D `, "\u00D7"],
           () => go("duplicates", this.with("q", "")), { class: "chip on", "aria-label": "Remove the search" })
           : null,
@@ -177,7 +177,7 @@ export class DuplicatesView {
       && file.copy !== undefined;
     return el("tr", { class: `is-${file.state}` },
       el("td", { class: "copy-no muted" }, `${link ? "= " : ""}#${(file.copy ?? i) + 1}`),
-        el("td", { class: "who" }, file.agent.name),
+        el("td", { class: "who" }, machine(file.agent)),
       el("td", { class: "grow" }, el("a", { href: href("library", { open: file.id, hash: group.hash }) },
         name(file.path))),
       el("td", { class: "num muted low" }, day(file.mtime)),
@@ -198,7 +198,7 @@ export class DuplicatesView {
         "Action"].map((label) => el("th", { scope: "col" }, label)))),
         el("tbody", null, group.folders.map((folder) =>
           el("tr", { class: folder.state === "offline" ? "is-offline" : null },
-          el("td", { class: "who" }, folder.agent.name),
+          el("td", { class: "who" }, machine(folder.agent)),
           el("td", { class: "grow" }, el("a", { href: href("folders",
             { agent: folder.agent.id, path: folder.path }) }, name(folder.path))),
           el("td", null, folder.state === "offline" ? stateMark("offline") : null),

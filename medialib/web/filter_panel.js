@@ -1,7 +1,7 @@
 // The Library's filter: facets with counts, ranges, and a few questions people really ask.
 
 import { button, el, freshId, plainName, put } from "./dom.js";
-import { bytes, count, day, shortContainer, shortCount } from "./format.js";
+import { bytes, count, day, machine, shortContainer, shortCount } from "./format.js";
 import { LISTS, RANGES, rangeText } from "./filter.js";
 
 const SHOWN = 6;
@@ -90,7 +90,8 @@ export class FilterPanel {
     const on = this.isOn(key, item);
     const box = el("input", { type: "checkbox", checked: on,
       on: { change: () => this.choose(key, item, !on) } });
-    const label = plainName(String(item.label || (key === "container" ? shortContainer(item.value)
+    const label = plainName(String((key === "agent" && item.label && machine({ id: item.value, name: item.label }))
+      || item.label || (key === "container" ? shortContainer(item.value)
       : item.value) || "(none)"));
     return el("li", null, el("label", { title: `${label}: ${count(item.files)} files, ${bytes(item.bytes)}` },
       box, el("span", { class: "what" }, label), el("span", { class: "n" }, shortCount(item.files))));

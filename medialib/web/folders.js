@@ -4,9 +4,9 @@ import { Latest, call } from "./api.js";
 import { meter } from "./charts.js";
 import { copyPath } from "./clipboard.js";
 import { stateMark } from "./columns.js";
-import { add, button, el, name, plainName, put } from "./dom.js";
+import { add, button, el, name, pathName, plainName, put } from "./dom.js";
 import { emptyState, failed, loading } from "./empty.js";
-import { bytes, count, percent, plural } from "./format.js";
+import { bytes, count, machine, percent, plural } from "./format.js";
 import { onLive } from "./live.js";
 import { go, href } from "./router.js";
 import { toastError } from "./toast.js";
@@ -65,7 +65,7 @@ export class FoldersView {
 
   mapItems(answer) {
     const items = answer.folders.map((folder) => (this.agent ? folder
-      : { ...folder, name: `${folder.agent.name}: ${folder.name}` }));
+      : { ...folder, name: `${machine(folder.agent)}: ${folder.name}` }));
     if (answer.own && answer.own.bytes) items.push({ name: "files here", own: true, ...answer.own,
       href: this.filesHere(answer) });
     return items.sort((a, b) => b.bytes - a.bytes);
@@ -81,7 +81,7 @@ export class FoldersView {
       const root = this.rootOf(answer);
       const rest = answer.path.slice(root.length).split("/").filter(Boolean);
       let path = root;
-      parts.push(el("span", { class: "muted" }, answer.agent.name),
+      parts.push(el("span", { class: "muted" }, machine(answer.agent)),
         el("a", { href: href("folders", { agent: answer.agent.id, path }) }, name(root)));
       for (const piece of rest) {
         path = `${path.replace(/\/$/, "")}/${piece}`;
@@ -133,8 +133,8 @@ export class FoldersView {
     const row = el("tr", { class: folder.state === "offline" ? "is-offline" : null },
       el("td", { class: "grow" }, el("div", { class: "tree-name",
         style: { "padding-left": `${level * 1.2}em` } }, toggle,
-        el("a", { href: place(folder) }, several ? el("span", { class: "muted above" }, folder.agent.name)
-          : null, name(folder.name)), folder.state === "offline" ? stateMark("offline") : null)),
+        el("a", { href: place(folder) }, several ? el("span", { class: "muted above" }, machine(folder.agent))
+          : null, pathName(folder.name)), folder.state === "offline" ? stateMark("offline") : null)),
       this.bar(folder.bytes, most, all), el("td", { class: "num" }, bytes(folder.bytes)),
         el("td", { class: "num low" }, count(folder.files)));
     return row;

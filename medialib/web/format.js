@@ -8,6 +8,11 @@ export function count(n) {
   return n === null || n === undefined ? "" : whole.format(n);
 }
 
+// A machine as it calls itself; the one that keeps the catalogue is marked.
+export function machine(agent) {
+  return agent.id === "local" ? `${agent.name} \u2302` : agent.name;
+}
+
 export function plural(n, one, many) {
   return `${count(n)} ${n === 1 ? one : many || `${one}s`}`;
 }

@@ -8,7 +8,7 @@ import { FileDrawer } from "./drawer.js";
 import { emptyState } from "./empty.js";
 import { FACET_KEYS, FilterPanel } from "./filter_panel.js";
 import { chipsOf, filterOf, withoutChip, withoutFilter } from "./filter.js";
-import { bytes, count, plural } from "./format.js";
+import { bytes, count, machine, plural } from "./format.js";
 import { onLive } from "./live.js";
 import { PagedRows } from "./paged_rows.js";
 import { go, href } from "./router.js";
@@ -18,6 +18,7 @@ import { VirtualList } from "./virtual_list.js";
 const FACETS_WAIT_MS = 250;
 const FRESH_MS = 4000;
 const LONG_COUNT_S = 3;
+const NARROW = matchMedia("(max-width: 700px)");
 
 export class LibraryView {
   constructor(root) {
@@ -29,6 +30,15 @@ export class LibraryView {
     this.build();
     this.stops = [onLive("counts", (counts) => this.changed(counts)),
       onLive("again", () => this.reload(true))];
+    // A phone that is turned, a window that is made narrow: other columns.
+    const turned = () => {
+      if (!this.pages) return;
+      this.makeList();
+      this.showSort();
+      this.arrived();
+    };
+    NARROW.addEventListener("change", turned);
+    this.stops.push(() => NARROW.removeEventListener("change", turned));
   }
 
   build() {
@@ -58,7 +68,7 @@ export class LibraryView {
 
   makeList() {
     if (this.list) this.list.destroy();
-    const narrow = matchMedia("(max-width: 700px)").matches;
+    const narrow = NARROW.matches;
     this.narrow = narrow;
     this.columns = narrow ? COLUMNS.filter((c) => c.key === "name" || c.key === "size") : chosenColumns();
     this.heads = el("tr", null, this.columns.map((column) => this.headCell(column)));
@@ -216,8 +226,9 @@ export class LibraryView {
 
   showEmpty(empty) {
     this.root.classList.toggle("is-empty", empty);
-    if (!empty) { put(this.none); return; }
+    if (!empty) { put(this.none); this.root.classList.remove("no-files"); return; }
     const filtered = Object.keys(this.filter).length > 0;
+    this.root.classList.toggle("no-files", !filtered);
     put(this.none, filtered
       ? emptyState("Nothing matches", "No file fits this search and filter.",
         button("Clear the filter", () => go("library", {})))
@@ -253,7 +264,7 @@ export class LibraryView {
     if (column.key === "name") {
       cell.title = plainName(row.path);
       if (this.narrow) add(cell, el("span", { class: "under" },
-        `${row.kind} \u00B7 ${row.agent.name} \u00B7 ${plainName(row.path.slice(0, -row.name.length - 1))}`));
+        `${row.kind} \u00B7 ${machine(row.agent)} \u00B7 ${plainName(row.path.slice(0, -row.name.length - 1))}`));
     }
     return cell;
   }

@@ -5,7 +5,7 @@ import { barChart, daysBetween, growthChart, splitBar } from "./charts.js";
 import { KINDS, stateMark } from "./columns.js";
 import { button, el, keepingFocus, name, plainName, put } from "./dom.js";
 import { emptyState, failed, loading } from "./empty.js";
-import { ago, bytes, count, plural, shortContainer } from "./format.js";
+import { ago, bytes, count, machine, plural, shortContainer } from "./format.js";
 import { onLive } from "./live.js";
 import { ProgressLine } from "./progress_line.js";
 import { rangeText } from "./filter.js";
@@ -125,7 +125,7 @@ export class OverviewView {
 
   machines(agents) {
     const items = this.ordered("agent", agents).map((agent) =>
-      ({ label: agent.name, files: agent.files, bytes: agent.bytes,
+      ({ label: machine(agent), files: agent.files, bytes: agent.bytes,
       href: href("library", { agent: agent.id }), color: agent.state === "away" ? "dim" : "" }));
     const away = agents.filter((agent) => agent.state === "away");
     return [barChart("Machines", items, this.by), away.length
