@@ -23,6 +23,21 @@ FORMS = ("package", "file")  # python -m medialib …, or the one file copied al
 LOG_TAIL = 4000
 
 
+def members(group: int) -> list:
+    """The numbers of the living processes of a group."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = path.read_bytes().rpartition(b")")[2].split()
+            if int(fields[2]) == group and fields[0] not in (b"Z", b"X"):
+                found.append(int(path.parent.name))
+    return found
+
+
+def environment_of(pid: int) -> list:
+    return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+
+
 class Program:
     """One host or agent. `prefix` is put before its command (strace …, ip netns exec …)."""
 
@@ -99,8 +114,16 @@ class Program:
         return self.log.read_text(encoding="utf-8", errors="replace") if self.process else ""
 
     def signal_all(self, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
+        """To the program and what it started. Once it has ended, its number may be that of another
+        test's program: then only to those of its group that have its home.
+        """
+        if self.process.poll() is None:
             os.killpg(self.process.pid, number)
+            return
+        for pid in members(self.process.pid):
+            with contextlib.suppress(OSError):
+                if os.fsencode(f"HOME={self.home}") in environment_of(pid):
+                    os.kill(pid, number)
 
     def running(self) -> bool:
         return self.process is not None and self.process.poll() is None

@@ -30,6 +30,7 @@ from medialib.ffprobe import (
 from medialib.leash import Leash
 from medialib.probe_run import ProbeFailed, ProbeRun
 from tests import support
+from tests.processes import members
 
 FAKE = r'''#!{python}
 import json, os, signal, subprocess, sys, time
@@ -302,17 +303,6 @@ def test_a_leash_ends_the_group_of_its_own_child_alone(first, second):
         for leash, child in zip(leashes, children):
             leash.drop()
             child.wait(30)
-
-
-def members(group: int) -> list:
-    """The living processes of a group."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            fields = path.read_bytes().rpartition(b")")[2].split()
-            if int(fields[2]) == group and fields[0] not in (b"Z", b"X"):
-                found.append(path.parent.name)
-    return found
 
 
 @pytest.mark.parametrize("python", ["oldest", "newest"])
