@@ -82,27 +82,27 @@ here, `there` where in the module: that maps a traceback back.
    14131     10  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
    14162     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
    14421     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   14660     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   14701     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   14918     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
-   15149     15  medialib/ingest_outline.py: The outline of what agents send: who speaks, of which root, how much; all but the records.
-   15272     44  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   15575     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   15687      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   15728      1  medialib/web/: The files of the web UI.
-   20003     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   20102     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   20173     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   20347     14  medialib/server_turns.py: Lists of the catalogue are made a few at a time, however many ask at once.
-   20373     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   20461     18  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   20608      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   20689      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   20732     47  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   21043     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
-   21068     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+   14664     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   14705     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   14922     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   15153     15  medialib/ingest_outline.py: The outline of what agents send: who speaks, of which root, how much; all but the records.
+   15276     44  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   15579     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   15691      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   15732      1  medialib/web/: The files of the web UI.
+   20007     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   20106     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   20177     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   20351     14  medialib/server_turns.py: Lists of the catalogue are made a few at a time, however many ask at once.
+   20377     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   20465     18  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   20612      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   20693      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   20736     47  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   21047     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
+   21072     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: 2f9a8f4dc062a3788907e61e13af139a23ca4dbce25799d63ae7fb772490a63d
+# sha256 of all below this line: b0d9d29de4ef57e80084411137e0447c0ea08f4f95f7cde1f343a7e8b52c41e6
 
 from __future__ import annotations
 
@@ -14420,7 +14420,7 @@ def bare_filter(filter_: FileFilter, sort: str) -> FileFilter:
 
 WINDOW_FIRST = 2000
 WINDOW_LARGEST = 10_000
-WALK_FIRST_S = 0.03
+WALK_FIRST_WINDOWS = 6  # some ten thousand rows
 PAGE_TIME_S = 0.25
 SORT_NAMES = (*SORT_KEYS, *SECTION_SORTS, "path")
 
@@ -14428,13 +14428,14 @@ SORT_NAMES = (*SORT_KEYS, *SECTION_SORTS, "path")
 class FilePages:
     """Answers for one request on one reader's connection."""
 
-    def __init__(self, catalog, db, *, time_s: float = PAGE_TIME_S):
+    def __init__(self, catalog, db, *, time_s: float | None = None):
         self.db = db
         self.words = catalog.words(db)
         self.searchable = catalog.tools.search.usable
         self.reader = FilterReader(db, self.words, self.searchable)
         self.shower = FileShower(db, self.words, self.reader.roots)
-        self.end_at = time.monotonic() + time_s
+        self.time_s = PAGE_TIME_S if time_s is None else time_s
+        self.end_at = time.monotonic() + self.time_s
 
     def page(self, body: dict) -> dict:
         """{"files", "next"} for the body of POST /api/files; with "skip" from behind so many rows,
@@ -14447,6 +14448,7 @@ class FilePages:
             if far and token is None:
                 return {"files": [], "next": None, **far}
             body = {**body, "after": token} if far else body
+            self.end_at = time.monotonic() + self.time_s
         places, token = self.find(body, limit)
         files = self.shower.show_all(whole_rows(self.db, places))
         return {"files": files, "next": token, **far}
@@ -14486,21 +14488,20 @@ class FilePages:
         if proposed is not None:
             return self.sorted_candidates(key, filter_, proposed, order, after, limit)
         if not filter_.words:
-            return self._walked(key, filter_, order, after, limit, self.end_at)
+            return self._walked(key, filter_, order, after, limit)
         return self._searched(key, filter_, order, after, limit)
 
     def _searched(self, key, filter_, order, after, limit) -> tuple:
         """What many files match is soon met with, in most orders. Where it is not, a search for
         more of them than are few takes less time than walking on.
         """
-        files, token = self._walked(key, filter_, order, after, limit,
-                                    min(self.end_at, time.monotonic() + WALK_FIRST_S))
+        files, token = self._walked(key, filter_, order, after, limit, WALK_FIRST_WINDOWS)
         if token is None or len(files) == limit:
             return files, token
         after, left = decode_token(token, 2), limit - len(files)
         proposed = proposed_files(self.db, filter_, self.searchable, MANY_FILES)
         if proposed is None:
-            more, token = self._walked(key, filter_, order, after, left, self.end_at)
+            more, token = self._walked(key, filter_, order, after, left)
         else:
             more, token = self.sorted_candidates(key, filter_, proposed, order, after, left)
         return files + more, token
@@ -14559,13 +14560,14 @@ class FilePages:
 
     # -- walking an index ------------------------------------------------------------------------
 
-    def _walked(self, key: SortKey, filter_, order, after, limit, end_at: float) -> tuple:
+    def _walked(self, key: SortKey, filter_, order, after, limit, windows: int = 0) -> tuple:
+        """Up to the page's end in time, or after so many windows beside the first of each kind."""
         words = PathWords(filter_.words, self.reader.roots)
         walks = [self._walk(key, filter_, words, order, pin, after)
                  for pin in key.pins(filter_)]
         merged = heapq.merge(*walks, key=lambda one: (key.key_of(one.at), one.id),
                              reverse=order == "desc")
-        files, last = [], None
+        files, last, left = [], None, windows + len(walks)
         try:
             for one in merged:
                 last = one
@@ -14573,7 +14575,9 @@ class FilePages:
                     files.append(one)
                     if len(files) == limit:
                         break
-                elif time.monotonic() > end_at:
+                    continue
+                left -= 1
+                if time.monotonic() > self.end_at or (windows and not left):
                     break
             else:
                 return files, None

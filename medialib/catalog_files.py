@@ -27,7 +27,7 @@ from .catalog_words import PathWords
 
 WINDOW_FIRST = 2000
 WINDOW_LARGEST = 10_000
-WALK_FIRST_S = 0.03
+WALK_FIRST_WINDOWS = 6  # some ten thousand rows
 PAGE_TIME_S = 0.25
 SORT_NAMES = (*SORT_KEYS, *SECTION_SORTS, "path")
 
@@ -35,13 +35,14 @@ SORT_NAMES = (*SORT_KEYS, *SECTION_SORTS, "path")
 class FilePages:
     """Answers for one request on one reader's connection."""
 
-    def __init__(self, catalog, db, *, time_s: float = PAGE_TIME_S):
+    def __init__(self, catalog, db, *, time_s: float | None = None):
         self.db = db
         self.words = catalog.words(db)
         self.searchable = catalog.tools.search.usable
         self.reader = FilterReader(db, self.words, self.searchable)
         self.shower = FileShower(db, self.words, self.reader.roots)
-        self.end_at = time.monotonic() + time_s
+        self.time_s = PAGE_TIME_S if time_s is None else time_s
+        self.end_at = time.monotonic() + self.time_s
 
     def page(self, body: dict) -> dict:
         """{"files", "next"} for the body of POST /api/files; with "skip" from behind so many rows,
@@ -54,6 +55,7 @@ class FilePages:
             if far and token is None:
                 return {"files": [], "next": None, **far}
             body = {**body, "after": token} if far else body
+            self.end_at = time.monotonic() + self.time_s
         places, token = self.find(body, limit)
         files = self.shower.show_all(whole_rows(self.db, places))
         return {"files": files, "next": token, **far}
@@ -93,21 +95,20 @@ class FilePages:
         if proposed is not None:
             return self.sorted_candidates(key, filter_, proposed, order, after, limit)
         if not filter_.words:
-            return self._walked(key, filter_, order, after, limit, self.end_at)
+            return self._walked(key, filter_, order, after, limit)
         return self._searched(key, filter_, order, after, limit)
 
     def _searched(self, key, filter_, order, after, limit) -> tuple:
         """What many files match is soon met with, in most orders. Where it is not, a search for
         more of them than are few takes less time than walking on.
         """
-        files, token = self._walked(key, filter_, order, after, limit,
-                                    min(self.end_at, time.monotonic() + WALK_FIRST_S))
+        files, token = self._walked(key, filter_, order, after, limit, WALK_FIRST_WINDOWS)
         if token is None or len(files) == limit:
             return files, token
         after, left = decode_token(token, 2), limit - len(files)
         proposed = proposed_files(self.db, filter_, self.searchable, MANY_FILES)
         if proposed is None:
-            more, token = self._walked(key, filter_, order, after, left, self.end_at)
+            more, token = self._walked(key, filter_, order, after, left)
         else:
             more, token = self.sorted_candidates(key, filter_, proposed, order, after, left)
         return files + more, token
@@ -166,13 +167,14 @@ class FilePages:
 
     # -- walking an index ------------------------------------------------------------------------
 
-    def _walked(self, key: SortKey, filter_, order, after, limit, end_at: float) -> tuple:
+    def _walked(self, key: SortKey, filter_, order, after, limit, windows: int = 0) -> tuple:
+        """Up to the page's end in time, or after so many windows beside the first of each kind."""
         words = PathWords(filter_.words, self.reader.roots)
         walks = [self._walk(key, filter_, words, order, pin, after)
                  for pin in key.pins(filter_)]
         merged = heapq.merge(*walks, key=lambda one: (key.key_of(one.at), one.id),
                              reverse=order == "desc")
-        files, last = [], None
+        files, last, left = [], None, windows + len(walks)
         try:
             for one in merged:
                 last = one
@@ -180,7 +182,9 @@ class FilePages:
                     files.append(one)
                     if len(files) == limit:
                         break
-                elif time.monotonic() > end_at:
+                    continue
+                left -= 1
+                if time.monotonic() > self.end_at or (windows and not left):
                     break
             else:
                 return files, None

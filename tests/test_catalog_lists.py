@@ -92,6 +92,7 @@ def way(request, monkeypatch):
             value = 10**9 if name == "FEW_OF_ALL" else -1
             monkeypatch.setattr(catalog_propose, name, value)
         monkeypatch.setattr(catalog_files, "MANY_FILES", -1)
+        monkeypatch.setattr(catalog_files, "PAGE_TIME_S", 20)  # the windows are tiny
         monkeypatch.setattr(catalog_files, "WINDOW_FIRST", 7)
         monkeypatch.setattr(catalog_files, "WINDOW_LARGEST", 11)
     return request.param
