@@ -72,37 +72,37 @@ here, `there` where in the module: that maps a traceback back.
    12795     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
    12864     25  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
    13160     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
-   13263     10  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
-   13296     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
-   13453     10  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
-   13681      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
-   13718     10  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
-   13832     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
-   13956     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
-   14131     10  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
-   14162     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
-   14421     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   14664     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   14705     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   14922     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
-   15153     15  medialib/ingest_outline.py: The outline of what agents send: who speaks, of which root, how much; all but the records.
-   15276     44  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   15579     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   15691      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   15732      1  medialib/web/: The files of the web UI.
-   20007     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   20106     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   20177     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   20351     14  medialib/server_turns.py: Lists of the catalogue are made a few at a time, however many ask at once.
-   20377     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   20465     18  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   20612      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   20693      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   20736     47  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   21047     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
-   21072     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+   13263     13  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
+   13305     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
+   13462     10  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
+   13690      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
+   13727     10  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
+   13841     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
+   13965     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
+   14140     10  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
+   14171     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
+   14430     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   14673     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   14714     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   14931     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   15162     15  medialib/ingest_outline.py: The outline of what agents send: who speaks, of which root, how much; all but the records.
+   15285     44  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   15588     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   15700      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   15741      1  medialib/web/: The files of the web UI.
+   20016     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   20115     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   20186     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   20360     14  medialib/server_turns.py: Lists of the catalogue are made a few at a time, however many ask at once.
+   20386     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   20474     18  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   20621      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   20702      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   20745     47  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   21056     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
+   21081     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: b0d9d29de4ef57e80084411137e0447c0ea08f4f95f7cde1f343a7e8b52c41e6
+# sha256 of all below this line: 321fc1151240385bf8d4920532cd7a08d3435fbf49affef7964328051bc51b3a
 
 from __future__ import annotations
 
@@ -13256,7 +13256,7 @@ class FolderPages:
 
 
 # =================================================================================================
-# medialib/catalog_tokens.py, from its line 10
+# medialib/catalog_tokens.py, from its line 13
 # Where a page ended, as a text for the one who asks for the next; and how long a page may be.
 # =================================================================================================
 
@@ -13276,9 +13276,18 @@ def decode_token(token, length: int) -> list:
         parts = json.loads(packed)
     except (TypeError, ValueError):
         parts = None
-    if not isinstance(parts, list) or len(parts) != length:
+    if not isinstance(parts, list) or len(parts) != length or not all(map(is_bindable, parts)):
         raise FilterError("after must be the next of an earlier answer to the same question")
     return parts
+
+
+def is_bindable(part) -> bool:
+    """Whether SQLite can be asked for it; tokens are kept by whoever asks, and may come changed."""
+    if type(part) is int:
+        return -INT64_MAX <= part <= INT64_MAX
+    if type(part) is float:
+        return math.isfinite(part)
+    return is_clean_text(part)
 
 
 def page_limit(body: dict, default: int = PAGE_DEFAULT, highest: int = PAGE_LIMIT) -> int:
@@ -13742,7 +13751,7 @@ class SortKey:
         """The [value, number] of a token; FilterError where they are no place in this list."""
         value, number = after
         fits = isinstance(value, str) if self.collate else type(value) in (int, float)
-        if not fits or type(number) is not int or not -INT64_MAX <= number <= INT64_MAX:
+        if not fits or type(number) is not int:
             raise FilterError("after does not belong to this sort")
         return after
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .catalog_filter import FilterError
-from .catalog_rows import FILE_COLUMNS_OF_F, INT64_MAX, FileRow
+from .catalog_rows import FILE_COLUMNS_OF_F, FileRow
 
 PLACE_CHUNK = 500
 
@@ -34,7 +34,7 @@ class SortKey:
         """The [value, number] of a token; FilterError where they are no place in this list."""
         value, number = after
         fits = isinstance(value, str) if self.collate else type(value) in (int, float)
-        if not fits or type(number) is not int or not -INT64_MAX <= number <= INT64_MAX:
+        if not fits or type(number) is not int:
             raise FilterError("after does not belong to this sort")
         return after
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 
 from .catalog_filter import FilterError
+from .catalog_rows import INT64_MAX
+from .ingest_records import is_clean_text
 
 PAGE_LIMIT = 1000
 PAGE_DEFAULT = 100
@@ -23,9 +26,18 @@ def decode_token(token, length: int) -> list:
         parts = json.loads(packed)
     except (TypeError, ValueError):
         parts = None
-    if not isinstance(parts, list) or len(parts) != length:
+    if not isinstance(parts, list) or len(parts) != length or not all(map(is_bindable, parts)):
         raise FilterError("after must be the next of an earlier answer to the same question")
     return parts
+
+
+def is_bindable(part) -> bool:
+    """Whether SQLite can be asked for it; tokens are kept by whoever asks, and may come changed."""
+    if type(part) is int:
+        return -INT64_MAX <= part <= INT64_MAX
+    if type(part) is float:
+        return math.isfinite(part)
+    return is_clean_text(part)
 
 
 def page_limit(body: dict, default: int = PAGE_DEFAULT, highest: int = PAGE_LIMIT) -> int:

@@ -11,6 +11,8 @@ import uuid
 import pytest
 
 from medialib.catalog import Catalog
+from medialib.catalog_files import SORT_NAMES
+from medialib.catalog_tokens import encode_token
 from medialib.http_gate import Gate
 from medialib.http_server import JsonServer
 from medialib.server_routes import HostRoutes
@@ -140,6 +142,28 @@ def test_refusal_has_its_shape(served, path, body):
     assert answer["ok"] is False
     assert isinstance(answer["error"], str)
     assert answer["detail"]
+
+
+ODD_PARTS = [10**30, -10**30, float("inf"), float("nan"), 1.5, "x", "\ud800", "\0", None, True,
+             [], {}]
+
+
+@pytest.mark.parametrize("sort", [*SORT_NAMES, "duplicates", "duplicate_folders"])
+def test_a_token_that_was_changed_is_a_bad_request(served, sort):
+    """Whoever asks keeps the token, and may send anything in its place."""
+    refused = 0
+    for part in ODD_PARTS:
+        for parts in ((part,), (part, 1), (1, part), ("a", part), (part, 1, 1), (1, 1, part),
+                      (1, "61", part, 1), (1, "61", "a", part)):
+            after = encode_token(*parts)
+            if sort in SORT_NAMES:
+                path, body = "/api/files", {"sort": sort, "after": after, "filter": {"q": "f"}}
+            else:
+                path, body = f"/api/{sort}", {"after": after}
+            status, answer = support.request(served.url, path, body)
+            assert status in (200, 400), (parts, answer)
+            refused += status == 400
+    assert refused > 60
 
 
 def test_what_is_not_there_is_404(served):
