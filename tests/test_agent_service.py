@@ -100,7 +100,7 @@ def test_one_agent_per_data_folder_and_clearing_through_it(agents, silent_host):
     clearing = agents.start(silent_host, "--clear-cache")
     assert clearing.wait(60) == 0
     for _ in range(20):
-        support.assert_prompt(lambda: support.get(url, "/agent/stats")["phase_name"], 0.1)
+        support.assert_prompt(lambda: support.get(url, "/agent/stats")["phase_name"], 0.1, 1.0)
     assert support.request(url, "/agent/ls?path=/no/such/folder")[0] == 404
     assert support.get(url, "/agent/cache_info")["exists"]
     assert support.post(url, "/agent/compact_cache")["after_bytes"] > 0

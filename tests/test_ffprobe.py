@@ -270,17 +270,17 @@ def test_a_chatty_ffprobe_is_still_understood(fake, tmp_path):
 def test_the_deadline_ends_the_whole_group(fake, tmp_path, name):
     start = time.monotonic()
     assert failure(fake, media(tmp_path, name), deadline_s=1) == "timeout"
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 3
     if name == "hang":
         pids = (tmp_path / "pids").read_text().split()
         assert len(pids) == 2
-        support.wait_until(lambda: not any(map(is_alive, pids)), 30, "the group is gone")
+        support.wait_until(lambda: not any(map(is_alive, pids)), 5, "the group is gone")
 
 
 def test_a_child_left_behind_by_a_good_probe_is_ended(fake, tmp_path):
     assert probe_file(fake, media(tmp_path, "orphan"))["height"] == 2
     [pid] = (tmp_path / "pids").read_text().split()
-    support.wait_until(lambda: not is_alive(pid), 30, "the child is gone")
+    support.wait_until(lambda: not is_alive(pid), 5, "the child is gone")
 
 
 @pytest.mark.parametrize(("first", "second"), [(0, 1), (1, 0)])
@@ -295,7 +295,7 @@ def test_a_leash_ends_the_group_of_its_own_child_alone(first, second):
             leash.tie(group)
         leashes[first].drop()
         assert children[first].wait(30) == -signal.SIGKILL
-        support.wait_until(lambda: not members(groups[first]), 30, "its group is gone")
+        support.wait_until(lambda: not members(groups[first]), 5, "its group is gone")
         assert children[second].poll() is None
         assert len(members(groups[second])) == 2
     finally:
@@ -321,7 +321,7 @@ def test_killed_while_it_waits_it_leaves_nothing(fake, tmp_path, python):
     finally:
         prober.kill()
         prober.wait(30)
-    support.wait_until(lambda: not any(map(is_alive, pids.read_text().split())), 30, "all gone")
+    support.wait_until(lambda: not any(map(is_alive, pids.read_text().split())), 3, "all gone")
 
 
 def test_stopping_is_quick(fake, tmp_path):
@@ -329,7 +329,7 @@ def test_stopping_is_quick(fake, tmp_path):
     threading.Timer(0.3, stop.set).start()
     start = time.monotonic()
     assert failure(fake, media(tmp_path, "hang"), stop=stop) == "stopped"
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 2
 
 
 def test_reading_with_threads(fake, tmp_path, monkeypatch):

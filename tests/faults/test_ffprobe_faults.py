@@ -150,7 +150,7 @@ def test_hanging_ffprobe_and_its_grandchild(world):
         return time.monotonic() - started
 
     support.assert_in_time(ended, 5)
-    support.wait_until(lambda: not grandchildren(fake), 30, "no orphan of ffprobe")
+    support.wait_until(lambda: not grandchildren(fake), 5, "no orphan of ffprobe")
 
 
 def running_with(words: bytes) -> list:
@@ -190,7 +190,7 @@ def test_killed_while_ffprobe_hangs(world, side):
     program.process.kill()
     program.process.wait(60)
     support.wait_until(lambda: not grandchildren(fake) and not running_with(
-        os.fsencode(one.root) + b"/hang"), 30, "no orphan of ffprobe")
+        os.fsencode(one.root) + b"/hang"), 3, "no orphan of ffprobe")
     fake.write_text(FAKE.format(python=sys.executable).replace('"hang"', '"no more"'))
     program.start()
     name = "local" if side == "host" else host.agent_id("box")
@@ -278,7 +278,7 @@ def test_videos_on_slow_storage(world):
             break
         time.sleep(0.05)
     harness.figures(slow_storage_slowest_stats_s=round(max(times), 2))
-    assert max(times) < support.SLACK_S
+    assert max(times) < 2, "strace and a busy machine included"
     assert sorted(times)[len(times) // 2] < 0.5, "strace included"
     world.exact(host, "box", one.root, wait_s=harness.SETTLE_S)
     agent.kill()

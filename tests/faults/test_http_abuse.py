@@ -28,7 +28,7 @@ from tests.faults import harness
 
 FUZZED = 100_000 if support.LONG else 1_500
 ATTACK_S = 12.0 if support.LONG else 1.2
-HEALTH_S = 6.0  # attackers and victim share the cores; far below any deadline that is waited for
+HEALTH_S = 3.0  # attackers and victim share the cores; far below any deadline that is waited for
 QUICKEST_S = 1.0  # the best of several calls, whatever else the machine does
 MEMORY_MIB = 200
 ZEROS = gzip.compress(bytes(64 << 20))
