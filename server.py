@@ -90,19 +90,19 @@ here, `there` where in the module: that maps a traceback back.
    15588     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
    15700      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
    15741      1  medialib/web/: The files of the web UI.
-   20016     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   20115     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   20186     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   20360     14  medialib/server_turns.py: Lists of the catalogue are made a few at a time, however many ask at once.
-   20386     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   20474     18  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   20621      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   20702      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   20745     47  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   21056     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
-   21081     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+   20017     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   20116     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   20187     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   20361     14  medialib/server_turns.py: Lists of the catalogue are made a few at a time, however many ask at once.
+   20387     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   20475     18  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   20622      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   20703      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   20746     47  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   21057     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
+   21082     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: 321fc1151240385bf8d4920532cd7a08d3435fbf49affef7964328051bc51b3a
+# sha256 of all below this line: a44b94619747b38e7a8c6dad920dae2251f4c12d26f66097300514e1e909e686
 
 from __future__ import annotations
 
@@ -19942,9 +19942,10 @@ export class VirtualList {
 
   moveTo(top) {
     this.top = Math.min(this.maxTop, Math.max(0, top));
-    this.lastScroll = this.scaled ? Math.round((this.top / this.maxTop) * this.maxScroll)
-      : Math.round(this.top);
-    this.node.scrollTop = this.lastScroll;
+    const scroll = this.scaled ? Math.round((this.top / this.maxTop) * this.maxScroll) : Math.round(this.top);
+    // Writing it makes the browser lay out everything at once, and once more after the rows are drawn.
+    if (scroll !== this.lastScroll) this.node.scrollTop = scroll;
+    this.lastScroll = scroll;
     this.paint();
   }
 

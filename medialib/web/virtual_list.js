@@ -97,9 +97,10 @@ export class VirtualList {
 
   moveTo(top) {
     this.top = Math.min(this.maxTop, Math.max(0, top));
-    this.lastScroll = this.scaled ? Math.round((this.top / this.maxTop) * this.maxScroll)
-      : Math.round(this.top);
-    this.node.scrollTop = this.lastScroll;
+    const scroll = this.scaled ? Math.round((this.top / this.maxTop) * this.maxScroll) : Math.round(this.top);
+    // Writing it makes the browser lay out everything at once, and once more after the rows are drawn.
+    if (scroll !== this.lastScroll) this.node.scrollTop = scroll;
+    this.lastScroll = scroll;
     this.paint();
   }
 
