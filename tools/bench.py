@@ -49,6 +49,7 @@ from bench_world import (
     run_process,
     show_ratios,
     size_of,
+    size_of_rows,
     spread,
 )
 
@@ -253,10 +254,10 @@ class Bench:
                 older = [make_bodies(n, 0, each, older=True) for n in range(agents)]
                 self.post_all(host, older)  # who says no name is another agent: its own rows
                 host.wait_until_idle()
-                grown = size_of(catalog)
+                grown = size_of_rows(catalog)
                 older = [make_bodies(n, 0, each, older=True) for n in range(agents)]
                 repost = self.post_all(host, older)
-                if size_of(catalog) > grown:
+                if size_of_rows(catalog) > grown:
                     raise BenchError("the database grew with rows that it had already")
                 summary = host.call("/api/summary", {})
                 if summary["files"] != 2 * each * agents:

@@ -270,6 +270,16 @@ def size_of(catalog: Path) -> int:
             "PRAGMA page_size").fetchone()[0]
 
 
+def size_of_rows(catalog: Path) -> int:
+    """The bytes of all tables but the latest 2000 answers of each agent, which every batch adds to,
+    and not of free pages: in these a little growth would not show.
+    """
+    with contextlib.closing(sqlite3.connect(catalog)) as db:
+        return db.execute("SELECT sum(pgsize) FROM dbstat WHERE name NOT IN"
+                          " (SELECT name FROM sqlite_master WHERE tbl_name = 'batch')"
+                          ).fetchone()[0]
+
+
 def check_posted(host: Host, agents: list, rows: int) -> None:
     """BenchError unless the host holds exactly the records of these agents, each once, both under
     their own names and under that of older agents at our address.
