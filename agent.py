@@ -6,54 +6,56 @@ is one module's code, verbatim: low level first, the command line last. `line` i
 here, `there` where in the module: that maps a traceback back.
 
     line  there  section
-     116      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
-     166     13  medialib/late.py: Modules of the standard library that are slow to import and that many runs do not need.
-     208     24  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
-     494     19  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
-     853     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
-    1093     17  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
-    1456     19  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
-    1772     25  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
-    1977     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
-    2013     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
-    2193     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
-    2426     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2690     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
-    2903     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    3112     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    3253     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3508     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3588     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    3972     11  medialib/http_shares.py: What all connections share: bytes, the memory of parsed JSON, places for endless answers.
-    4062     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
-    4403     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4712     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    4829     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    4963     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
-    5106     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
-    5193     19  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    5530      9  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5791     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    6084     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6432     10  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6490     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6633     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    6953     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    7077     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    7185     13  medialib/scan_moves.py: Where the content of a file that is new at its path was known before: a move, or a hard link.
-    7264     30  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    7617     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    7925     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    8135     23  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    8487     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    8661     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    9041     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
-    9071     15  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
-    9133     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
-    9198     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
-    9423     45  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
+     118      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
+     168     13  medialib/late.py: Modules of the standard library that are slow to import and that many runs do not need.
+     210     24  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
+     496     19  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
+     855     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
+    1095     17  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
+    1458     19  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
+    1774     25  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
+    1979     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
+    2015     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
+    2195     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
+    2428     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
+    2692     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
+    2905     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    3114     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3255     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3510     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3590     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    3974     11  medialib/http_shares.py: What all connections share: bytes, the memory of parsed JSON, places for endless answers.
+    4064     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
+    4405     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4781     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    4898     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    5034     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
+    5185     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
+    5276      7  medialib/cache_feed.py: Rows on their way from the scan to the host: just stored, so that nobody need read them again.
+    5323     20  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    5681     10  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5981     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    6279     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6630     11  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6695     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6838     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    7158     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    7282     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    7390     13  medialib/scan_moves.py: Where the content of a file that is new at its path was known before: a move, or a hard link.
+    7469     13  medialib/scan_seal.py: A folder's seal: what its files looked like when all of them were as the index says.
+    7517     38  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    7883     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    8191     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    8401     24  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    8806     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    9000     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    9380     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
+    9410     15  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
+    9472     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
+    9537     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
+    9762     45  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
 """
-# sha256 of all below this line: ed1cb2ba5bd8adfff8361d8e20162936e0f0e9618dc46b59f00c03cb22dabf13
+# sha256 of all below this line: 12dcaa9309471f413fd4a39a01b2db3f160c4baae5130fe4483cbe8b7ce47aa0
 
 from __future__ import annotations
 
@@ -4512,6 +4514,25 @@ class Backoff:
         self._failures = 0
 
 
+class PendingCall:
+    """A call that was sent. Either `finish` or `abandon` it; its client takes no other before."""
+
+    def __init__(self, client: JsonClient, request: tuple, need_ok: bool):
+        self.client = client
+        self.request = request
+        self.need_ok = need_ok
+        self.may_retry = False
+        self.response = None
+
+    def finish(self) -> dict:
+        """The answer, or the PeerError that says what is wrong with it."""
+        return self.client._finish(self)
+
+    def abandon(self) -> None:
+        """Nobody wants the answer; whether the call is carried out is not known."""
+        self.client._abandon()
+
+
 class JsonClient:
     """Calls to one peer over one kept connection. Threads that share it take turns.
 
@@ -4531,17 +4552,23 @@ class JsonClient:
 
     def get(self, path: str, *, timeout_s: float | None = None, need_ok: bool = True) -> dict:
         """The answer to GET. `need_ok` False takes any JSON object, as older hosts send them."""
-        return self._call("GET", path, None, {}, timeout_s, need_ok)
+        return self._begin("GET", path, None, {}, timeout_s, need_ok).finish()
 
     def post(self, path: str, body: dict | bytes = b"", *, gzip: bool = False,
              timeout_s: float | None = None, need_ok: bool = True) -> dict:
         """The answer to POST; a dict is written as JSON, bytes are sent as the JSON they are."""
+        return self.begin_post(path, body, gzip=gzip, timeout_s=timeout_s,
+                               need_ok=need_ok).finish()
+
+    def begin_post(self, path: str, body: dict | bytes = b"", *, gzip: bool = False,
+                   timeout_s: float | None = None, need_ok: bool = True) -> PendingCall:
+        """The same in two steps: the peer is at work between sending and `finish`."""
         data = body if isinstance(body, (bytes, bytearray)) else _body_bytes(body)
         headers = {"Content-Type": "application/json"}
         if gzip and not self._stays_here():
             data = gzip_packed(data)
             headers["Content-Encoding"] = "gzip"
-        return self._call("POST", path, data, headers, timeout_s, need_ok)
+        return self._begin("POST", path, data, headers, timeout_s, need_ok)
 
     def _stays_here(self) -> bool:
         """What does not leave this machine need not be packed; a first call does not know yet."""
@@ -4552,44 +4579,86 @@ class JsonClient:
         with self._lock:
             self._connection.close()
 
-    def _call(self, method, path, body, headers, timeout_s, need_ok) -> dict:
+    def is_busy(self) -> bool:
+        """Whether a call is under way."""
+        return self._lock.locked()
+
+    def _begin(self, method, path, body, headers, timeout_s, need_ok) -> PendingCall:
         headers = {"Host": self._host_header, "User-Agent": f"medialib/{VERSION}",
                    "Accept": "application/json", "Accept-Encoding": "gzip", **headers}
-        with self._lock:
+        self._lock.acquire()
+        try:
             self._connection.deadline = time.monotonic() + (
                 self.timeout_s if timeout_s is None else timeout_s)
-            try:
-                response, data = self._exchange(method, path, body, headers)
-            except (OSError, http.client.HTTPException, UnicodeError) as error:
-                self._connection.close()
-                if isinstance(error, http.client.BadStatusLine) and not isinstance(error, OSError):
-                    raise NotMedialib(self.url, 0, "it does not speak HTTP") from error
-                raise PeerUnreachable(f"{self.url}: {_failure_text(error)}") from error
-            except BaseException:  # an interrupted call leaves half an answer behind
-                self._connection.close()
-                raise
-        return self._judge(response, data, need_ok)
+            call = PendingCall(self, (method, path, body, headers), need_ok)
+            with self._failures_explained():
+                self._send_first(call)
+        except BaseException:
+            self._lock.release()
+            raise
+        return call
 
-    def _exchange(self, method, path, body, headers) -> tuple:
-        """One request and its whole answer; a kept connection that turns out stale is replaced."""
+    def _finish(self, call: PendingCall) -> dict:
+        try:
+            with self._failures_explained():
+                response, data = self._receive(call)
+        finally:
+            self._lock.release()
+        return self._judge(response, data, call.need_ok)
+
+    def _abandon(self) -> None:
+        self._connection.close()
+        self._lock.release()
+
+    @contextlib.contextmanager
+    def _failures_explained(self):
+        try:
+            yield
+        except (OSError, http.client.HTTPException, UnicodeError) as error:
+            self._connection.close()
+            if isinstance(error, http.client.BadStatusLine) and not isinstance(error, OSError):
+                raise NotMedialib(self.url, 0, "it does not speak HTTP") from error
+            raise PeerUnreachable(f"{self.url}: {_failure_text(error)}") from error
+        except BaseException:  # an interrupted call leaves half an answer behind
+            self._connection.close()
+            raise
+
+    def _send_first(self, call: PendingCall) -> None:
+        """A kept connection that turns out stale is replaced, here or when the answer is due."""
         connection = self._connection
         if connection.sock is not None and connection.sock.is_stale():
             connection.close()
-        kept = connection.sock is not None
+        call.may_retry = connection.sock is not None
         try:
-            response = self._send(method, path, body, headers)
-        except (ConnectionError, http.client.BadStatusLine):
-            connection.close()
-            if not kept:
-                raise
-            response = self._send(method, path, body, headers)
+            call.response = self._send(call.request)
+        except (ConnectionError, http.client.BadStatusLine) as error:
+            self._send_again(call, error)
+
+    def _send_again(self, call: PendingCall, error: Exception) -> None:
+        self._connection.close()
+        if not call.may_retry:
+            raise error
+        call.may_retry = False
+        call.response = self._send(call.request)
+
+    def _receive(self, call: PendingCall) -> tuple:
+        connection = self._connection
+        if call.response is None:
+            try:
+                call.response = connection.getresponse()
+            except (ConnectionError, http.client.BadStatusLine) as error:
+                self._send_again(call, error)
+                call.response = call.response or connection.getresponse()
+        response = call.response
         data = self._read(response)
         if response.will_close:
             connection.close()
         return response, data
 
-    def _send(self, method, path, body, headers):
+    def _send(self, request: tuple):
+        """None, or the answer of a peer that did not wait for the whole request."""
         connection = self._connection
+        method, path, body, headers = request
         if connection.sock is None:
             connection.connect()
         connection.sock.deadline = connection.deadline
@@ -4600,7 +4669,7 @@ class JsonClient:
             with contextlib.suppress(OSError, http.client.HTTPException):
                 return connection.getresponse()
             raise
-        return connection.getresponse()
+        return None
 
     def _read(self, response) -> bytes:
         data = bytearray()
@@ -4952,6 +5021,8 @@ AGENT_MIGRATIONS = [
         "CREATE TABLE library (library_id TEXT PRIMARY KEY, acked INTEGER NOT NULL)",
         "CREATE TABLE agent_meta (key TEXT PRIMARY KEY, value TEXT)",
     ],
+    # See scan_seal. Whoever changes a row in a way that a scan should look at removes the seal.
+    ["ALTER TABLE agent_folder ADD COLUMN seal BLOB"],
 ]
 
 
@@ -5001,6 +5072,14 @@ class PutFolder(NamedTuple):
     root_id: int
     parent_id: int | None
     rel: str
+
+
+class SealFolder(NamedTuple):
+    """All files of a folder were found as the index says; `seal` is what they looked like."""
+
+    verb = "seal_folder"
+    id: int
+    seal: bytes
 
 
 class GoneFolder(NamedTuple):
@@ -5103,10 +5182,12 @@ class KnownContent(NamedTuple):
 # One batch for the host, and its records as the JSON texts that go over the wire.
 # =================================================================================================
 
-RECORD_COLUMNS = (
+PLAIN_RECORD_COLUMNS = (
     "rev, path, inode_key, size, mtime, ctime, probed, hashed, hash_algo, hash_sample_size,"
-    " sample_hash, full_hash, root_id, kind, reason, moved_from, metadata"
+    " sample_hash, full_hash, root_id, kind, reason"
 )
+PLAIN_RECORD_WIDTH = 15
+RECORD_COLUMNS = f"{PLAIN_RECORD_COLUMNS}, moved_from, metadata"
 
 
 class Batch:
@@ -5151,14 +5232,16 @@ def record_text(row: tuple, path: str, more: str) -> str:
     (_, _, identity, size, mtime, ctime, probed, hashed, algo, sample_size, sample, full, _, kind,
      reason, _, metadata) = row
     quote = encode_basestring_ascii
-    if kind == "junk" and reason:
+    if reason and kind == "junk":
         more = f',"reason":{quote(reason)}{more}'
-    if probed and metadata:
+    if metadata and probed:
         more = f',"metadata":{metadata}{more}'
     if hashed:
-        more = (f',"hashes":{{"algo":{quote(algo)},"sample_size":{sample_size:d},"sample_hash":'
-                f'{quote(sample)},"full_hash":{quote(full) if full else "null"}}}{more}')
-    return (f'{{"kind":{quote(kind)},"path":{quote(path)},"size":{size:d},'
+        sample = quote(sample)
+        full = "null" if not full else sample if full == row[10] else quote(full)
+        more = (f',"hashes":{{"algo":{quote(algo)},"sample_size":{sample_size},'
+                f'"sample_hash":{sample},"full_hash":{full}}}{more}')
+    return (f'{{"kind":{quote(kind)},"path":{quote(path)},"size":{size},'
             f'"mtime":{"null" if mtime is None else mtime},'
             f'"ctime":{"null" if ctime is None else ctime},'
             f'"inode_key":{quote(identity)},"ext":{quote(ext_of(name_of(path)))}{more}}}')
@@ -5186,7 +5269,54 @@ def root_wire_path(root, path: str) -> str:
 
 
 # =================================================================================================
-# medialib/cache_outbox.py, from its line 19
+# medialib/cache_feed.py, from its line 7
+# Rows on their way from the scan to the host: just stored, so that nobody need read them again.
+# =================================================================================================
+
+FEED_ROWS = 2000  # a delivery that is further behind reads the index
+
+
+class FreshFeed:
+    """The newest rows of a first scan, with numbers that follow one another. Guarded by the cache's
+    lock.
+
+    Every change of a row takes a new number, so the rows are those of the index as long as the last
+    of them has the cache's highest. What changes rows without a number has to `clear` it.
+    """
+
+    def __init__(self):
+        self._rows = []
+
+    def add(self, rows: list) -> None:
+        """Rows (of index_writer.FRESH_COLUMNS) that were put in by the transaction just committed.
+        """
+        if self._rows and self._rows[-1][0] + 1 != rows[0][0]:
+            self._rows = []
+        self._rows += rows
+        if len(self._rows) > FEED_ROWS:
+            del self._rows[:-FEED_ROWS]
+
+    def clear(self) -> None:
+        self._rows = []
+
+    def take(self, after_rev: int, limit: int, highest_rev: int) -> list:
+        """Up to `limit` rows (of cache_batch.RECORD_COLUMNS) that follow on `after_rev`; [] when
+        they have to be read from the index.
+        """
+        rows = self._rows
+        if not rows or rows[-1][0] != highest_rev:
+            self._rows = []
+            return []
+        start = after_rev + 1 - rows[0][0]
+        if start < 0:
+            return []
+        taken = [(*row[:PLAIN_RECORD_WIDTH], None, None) for row in rows[start:start + limit]]
+        del rows[:start + limit]
+        return taken
+
+
+# =================================================================================================
+# medialib/cache_outbox.py, from its line 20
 # What is not delivered yet, in order, and what the host has acknowledged.
 # =================================================================================================
 
@@ -5202,12 +5332,13 @@ class Outbox:
         self.cache = cache
         self.store = cache.store
         self.library_id: str | None = None
-        self.turn = 0  # counts the begin and the end of each post: odd while one is under way
+        self.turn = 0  # counts begins and ends of posting: odd while anything is under way
         # Until the host says otherwise, it knows what the library it last was knew.
         self.acked = self._last_acked()
         # What the host has or gets in a batch that is made already: `acked`, or above it.
         self.told = max(self.acked, self.store.one("SELECT coalesce(max(rev), 0) FROM outbox")[0])
         self._packed_at = self.told  # the cache's rev when no payload told of an old state
+        self.feed = FreshFeed()
 
     def _last_acked(self) -> int:
         row = self.store.one("SELECT value FROM agent_meta WHERE key = 'library_id'")
@@ -5224,7 +5355,7 @@ class Outbox:
 
         Less than was acknowledged, or a new library: everything above is sent again. More: this
         cache was cleared or restored from an old copy; what is undelivered is numbered anew above.
-        Only the answer to the batch that is kept was lost: it is sent once more, word for word.
+        Only the answers to batches that are kept were lost: they are sent once more, word for word.
         None (a host that keeps no number): what was acknowledged to that library stands.
         """
         before = (self.library_id, self.acked, self.told, self.cache.rev)
@@ -5244,14 +5375,16 @@ class Outbox:
             log.info("the host knows less than before: sending it again from the cache")
             self._set_acked(db, last_rev)
             self.drop_payloads(db)
-        elif last_rev is not None and last_rev > self.acked \
-                and last_rev != self._first_kept_rev():
+        elif last_rev is not None and last_rev > self.acked and not self._is_kept(last_rev):
             self._shift_above(db, last_rev)
 
-    def _first_kept_rev(self) -> int | None:
-        row = self.store.one("SELECT rev FROM outbox WHERE rev >= 0 AND after_rev = ?"
-                             " ORDER BY id LIMIT 1", (self.acked,))
-        return row[0] if row else None
+    def _is_kept(self, rev: int) -> bool:
+        """Whether the host can have come so far by the payloads that are kept, as these follow on
+        what it has acknowledged.
+        """
+        first = self.store.one("SELECT after_rev FROM outbox WHERE rev >= 0 ORDER BY id LIMIT 1")
+        return first is not None and first[0] == self.acked and self.store.one(
+            "SELECT 1 FROM outbox WHERE rev = ?", (rev,)) is not None
 
     def _set_library(self, db, library_id: str, acked: int) -> None:
         self.library_id = library_id
@@ -5278,7 +5411,13 @@ class Outbox:
 
     def drop_payloads(self, db) -> None:
         db.execute("DELETE FROM outbox WHERE rev >= 0")
-        self.told = self.acked
+        self.forget_made()
+
+    def forget_made(self) -> None:
+        """Batches that were made and are not kept will not reach the host as they are."""
+        self.feed.clear()
+        kept = self.store.one("SELECT coalesce(max(rev), 0) FROM outbox")[0]
+        self.told = max(self.acked, kept)
 
     # -- the next batch --------------------------------------------------------------------------
 
@@ -5293,10 +5432,19 @@ class Outbox:
                 batch = self._kept_batch(*kept)
                 if batch is not None:
                     return batch
-            batch = self._make_batch(self.acked, limit)
-            if batch is not None:
-                self.told = max(self.told, batch.rev)
-            return batch
+            return self._told(self._make_batch(self.acked, limit))
+
+    def batch_behind(self, batch: Batch, limit: int) -> Batch | None:
+        """What follows on a batch that is under way, if there is a whole one."""
+        with self.store.lock:
+            if batch.rev != self.told or self.cache.rev - self.told < limit:
+                return None
+            return self._told(self._make_batch(self.told, limit))
+
+    def _told(self, batch: Batch | None) -> Batch | None:
+        if batch is not None:
+            self.told = max(self.told, batch.rev)
+        return batch
 
     def _kept_batch(self, outbox_id, batch_id, payload_json, after_rev, rev) -> Batch | None:
         try:
@@ -5349,7 +5497,9 @@ class Outbox:
 
     def _some_rows(self, after_rev: int, limit: int) -> tuple:
         """(rows, None), or (rows, rev of the last one) where descriptions filled the batch."""
-        rows, size_bytes = [], 0
+        rows, size_bytes = self.feed.take(after_rev, limit, self.cache.rev), 0
+        if rows:
+            return rows, None
         cursor = self.store.db.execute(
             f"SELECT {RECORD_COLUMNS} FROM agent_index WHERE rev > ? ORDER BY rev LIMIT ?",
             (after_rev, limit))
@@ -5399,11 +5549,12 @@ class Outbox:
     # -- keeping and acknowledging ---------------------------------------------------------------
 
     def keep(self, batch: Batch) -> None:
-        """Put a batch that could not be delivered into the outbox, to be sent again as it is."""
-        if batch.outbox_id is not None or batch.rev is None:
-            return
+        """Put a batch that could not be delivered into the outbox, to be sent again as it is; not
+        one that was made before its root moved, say (see forget_made).
+        """
         with self.store.atomic() as db:
-            self._insert_payload(db, batch)
+            if batch.outbox_id is None and batch.rev is not None and batch.rev <= self.told:
+                self._insert_payload(db, batch)
 
     def _insert_payload(self, db, batch: Batch) -> int:
         text = batch_text({**batch.outline(), "keys": batch.keys}, batch.files)
@@ -5464,7 +5615,7 @@ class Outbox:
             "SELECT path, root_id, size, digest FROM agent_index WHERE rejected IS NOT NULL"
             " AND rev > ? AND rev <= ?", (batch.after_rev, batch.rev)).fetchall()
         for path, root_id, size, digest in rows:
-            self.cache.roots.add(root_id, size, digest)
+            self.cache.roots.add(root_id, 1, size, digest)
             db.execute("UPDATE agent_index SET rejected = NULL WHERE path = ?", (path,))
 
     def _quarantine(self, db, batch: Batch, error: dict) -> None:
@@ -5493,7 +5644,7 @@ class Outbox:
             self.forget_payload(batch.outbox_id)
         else:
             with self.store.lock:
-                self.told = self.acked
+                self.forget_made()
 
     def send_again(self, folder_id: int) -> None:
         """Number all rows of a folder anew, so that they are delivered again."""
@@ -5523,20 +5674,18 @@ def change_rev(change: tuple) -> int:
 
 
 # =================================================================================================
-# medialib/index_writer.py, from its line 9
+# medialib/index_writer.py, from its line 10
 # Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
 # =================================================================================================
 
-FRESH_COLUMNS = (
-    "path, inode_key, size, mtime, ctime, hashed, hash_algo, hash_sample_size, sample_hash,"
-    " full_hash, last_seen, last_hashed_at, root_id, folder_id, kind, reason, racy, rev, digest,"
-    " ino"
-)
-INDEX_COLUMNS = f"{FRESH_COLUMNS}, probed, moved_from, metadata"
-INDEX_INSERT = f"INSERT OR REPLACE INTO agent_index ({INDEX_COLUMNS}) VALUES ({'?,' * 22}?)"
 # A row that is new in every respect leaves out what it cannot have: SQLite's own default is quicker
 # than handing a None to sqlite3, which asks for an adapter of it each time.
-FRESH_INSERT = f"INSERT OR REPLACE INTO agent_index ({FRESH_COLUMNS}) VALUES ({'?,' * 19}?)"
+FRESH_COLUMNS = (
+    f"{PLAIN_RECORD_COLUMNS}, last_seen, last_hashed_at, folder_id, racy, digest, ino"
+)
+INDEX_COLUMNS = f"{FRESH_COLUMNS}, moved_from, metadata"
+INDEX_INSERT = f"INSERT OR REPLACE INTO agent_index ({INDEX_COLUMNS}) VALUES ({'?,' * 22}?)"
+FRESH_INSERT = f"INSERT OR REPLACE INTO agent_index ({FRESH_COLUMNS}) VALUES ({'?,' * 20}?)"
 FORMER_COLUMNS = (
     "inode_key, root_id, ctime, kind, probed, hashed, hash_algo, hash_sample_size, sample_hash,"
     " full_hash, last_hashed_at, racy, metadata"
@@ -5558,6 +5707,7 @@ class IndexWriter:
     """Applies changes inside one transaction and keeps each root's count, bytes and digest.
 
     `told` is the highest number that the host has, or gets in a batch made before this change.
+    `fresh` are the rows that it has put in, whole, as long as `only_fresh` rows were changed.
     """
 
     def __init__(self, cache, db):
@@ -5565,6 +5715,9 @@ class IndexWriter:
         self.db = db
         self.now = cache.clock()
         self.told = cache.outbox.told
+        self.fresh = []
+        self.only_fresh = True
+        self.unsealed = set()  # folders that have no seal any more
 
     def apply(self, changes: list) -> None:
         fresh = []
@@ -5575,10 +5728,13 @@ class IndexWriter:
                     fresh.append(change)
                 else:
                     self.put(change)
+                    self.only_fresh = False
                 continue
-            if verb != "put_folder" and fresh:  # all others may concern a row before them
-                self.insert_fresh(fresh)
-                fresh = []
+            if verb != "put_folder":
+                self.only_fresh = False
+                if fresh:  # all others may concern a row before them
+                    self.insert_fresh(fresh)
+                    fresh = []
             self.apply_other(verb, change)
         self.insert_fresh(fresh)
 
@@ -5586,7 +5742,12 @@ class IndexWriter:
         if verb == "gone":
             self.gone(change)
         elif verb == "put_folder":
-            self.db.execute("INSERT OR REPLACE INTO agent_folder VALUES (?, ?, ?, ?)", change)
+            self.db.execute("INSERT OR REPLACE INTO agent_folder (id, root_id, parent_id, rel)"
+                            " VALUES (?, ?, ?, ?)", change)
+        elif verb == "seal_folder":
+            self.db.execute("UPDATE agent_folder SET seal = ? WHERE id = ?",
+                            (change.seal, change.id))
+            self.unsealed.discard(change.id)
         elif verb == "gone_folder":
             self.db.execute("DELETE FROM agent_folder WHERE id = ?", change)
         elif verb == "full_hash":
@@ -5598,6 +5759,7 @@ class IndexWriter:
         elif verb == "failed":
             self.failed(change)
         elif verb == "confirmed":
+            self.unseal(self.cache.folder_of(change.path))
             self.db.execute("UPDATE agent_index SET racy = ?, last_hashed_at = ?"
                             " WHERE path = ? AND inode_key = ?",
                             (int(change.racy), change.hashed_at, change.path, change.inode_key))
@@ -5610,35 +5772,57 @@ class IndexWriter:
     def finish(self) -> None:
         self.cache.roots.store_totals(self.db)
 
+    def unseal(self, folder_id: int | None) -> None:
+        """A row of this folder changes: the next scan must compare them one by one."""
+        if folder_id not in self.unsealed:
+            self.db.execute("UPDATE agent_folder SET seal = NULL WHERE id = ?"
+                            " AND seal IS NOT NULL", (folder_id,))
+            self.unsealed.add(folder_id)
+
     def insert_fresh(self, puts: list) -> None:
         """Rows for paths that cannot be in the index yet (the first scan of an empty cache)."""
         # The same path twice in one batch: the later one is right.
         seen = {put.path: put for put in puts}
-        self.db.executemany(FRESH_INSERT, [self.fresh_row(put) for put in seen.values()])
+        rows = self.rows_of(seen.values())
+        self.db.executemany(FRESH_INSERT, rows)
+        self.fresh += rows
+        for folder_id in {put.folder_id for put in puts}:
+            self.unseal(folder_id)
         if self.cache.error_count:
             for put in puts:
                 if put.facts is not None:
                     self.forget_failure(put.path, "read")
 
-    def fresh_row(self, put: PutFile) -> tuple:
-        """The values of FRESH_COLUMNS; the row counts in its root's sums from now on."""
-        _, _, size, mtime, ctime, key, _ = put.found
-        facts, kind, root_id = put.facts, put.kind, put.root_id
-        algo, sample_size, sample, full, at = facts or NO_FACTS
-        digest = row_digest(put.rel, key, kind, algo, sample, full, put.probed)
-        self.cache.roots.add(root_id, size, digest)
-        return (
-            put.path, key, size, mtime, ctime, 0 if facts is None else 1, algo, sample_size, sample,
-            full, self.now, at, root_id, put.folder_id, kind, put.reason, 1 if put.racy else 0,
-            self.cache.next_rev(), signed_digest(digest), inode_number(key),
-        )
-
-    def index_row(self, put: PutFile, moved_from: str | None) -> tuple:
-        return (*self.fresh_row(put), int(put.probed), moved_from, put.metadata)
+    def rows_of(self, puts) -> list:
+        """[values of FRESH_COLUMNS]; the rows count in their roots' sums from now on."""
+        rows, sums, rev, now = [], {}, self.cache.rev, self.now
+        for put in puts:
+            _, _, size, mtime, ctime, key, _ = put.found
+            facts, kind, root_id, probed = put.facts, put.kind, put.root_id, put.probed
+            algo, sample_size, sample, full, at = facts or NO_FACTS
+            digest = row_digest(put.rel, key, kind, algo, sample, full, probed)
+            if root_id not in sums:
+                sums[root_id] = [0, 0, 0]
+            count = sums[root_id]
+            count[0] += 1
+            count[1] += size
+            count[2] += digest
+            rev += 1
+            rows.append((
+                rev, put.path, key, size, mtime, ctime, 1 if probed else 0,
+                0 if facts is None else 1, algo, sample_size, sample, full, root_id, kind,
+                put.reason, now, at, put.folder_id, 1 if put.racy else 0, signed_digest(digest),
+                inode_number(key),
+            ))
+        self.cache.rev = rev
+        for root_id, count in sums.items():
+            self.cache.roots.add(root_id, *count)
+        return rows
 
     def put(self, put: PutFile) -> None:
         self.db.execute("DELETE FROM removed WHERE path = ? AND root_id = ?",
                         (put.path, put.root_id))
+        self.unseal(put.folder_id)
         old, moved_from = self.old_row(put.path), put.moved_from
         if moved_from == put.path:
             moved_from = None  # from one root to another round it: `replace` sees to it
@@ -5648,13 +5832,14 @@ class IndexWriter:
             moved_from = self.replace(old, put, moved_from)
         elif put.moved_from == put.path:
             moved_from = put.path
-        self.db.execute(INDEX_INSERT, self.index_row(put, moved_from))
+        row, = self.rows_of([put])
+        self.db.execute(INDEX_INSERT, (*row, moved_from, put.metadata))
         if put.facts is not None:
             self.forget_failure(put.path, "read")
 
     def replace(self, old: dict, put: PutFile, moved_from: str | None) -> str | None:
         """Another row takes the place of this one; where the host finds the new one's content."""
-        self.drop_totals(old)
+        self.drop_row(old)
         undelivered = old["rev"] > self.told
         if version_prefix(old["inode_key"]) == version_prefix(put.found.inode_key):
             if moved_from is None and undelivered:
@@ -5685,7 +5870,7 @@ class IndexWriter:
         old = self.old_row(put.moved_from)
         if old is None or version_prefix(old["inode_key"]) != version_prefix(put.found.inode_key):
             return put.moved_from
-        self.drop_totals(old)
+        self.drop_row(old)
         self.db.execute("DELETE FROM agent_index WHERE path = ?", (put.moved_from,))
         undelivered = old["rev"] > self.told
         if undelivered or old["root_id"] != put.root_id:
@@ -5707,7 +5892,7 @@ class IndexWriter:
         if old is None or old["root_id"] != change.root_id:
             return
         self.keep_former(change.path)
-        self.drop_totals(old)
+        self.drop_row(old)
         self.db.execute("DELETE FROM agent_index WHERE path = ?", (change.path,))
         if self.cache.error_count:
             # What ffprobe said waits for the file to turn up elsewhere, until forget_former.
@@ -5748,10 +5933,15 @@ class IndexWriter:
             self.cache.error_count -= done
 
     def old_row(self, path: str) -> dict | None:
-        names = ("root_id", "size", "digest", "rev", "inode_key", "moved_from", "rejected")
+        names = ("root_id", "size", "digest", "rev", "inode_key", "moved_from", "rejected",
+                 "folder_id")
         row = self.db.execute(f"SELECT {', '.join(names)} FROM agent_index WHERE path = ?",
                               (path,)).fetchone()
         return dict(zip(names, row)) if row else None
+
+    def drop_row(self, old: dict) -> None:
+        self.unseal(old["folder_id"])
+        self.drop_totals(old)
 
     def drop_totals(self, old: dict) -> None:
         if old["rejected"] is None:
@@ -5773,7 +5963,7 @@ class IndexWriter:
                             new["kind"], new["hash_algo"], new["sample_hash"], new["full_hash"],
                             new["probed"])
         self.drop_totals(old)
-        self.cache.roots.add(old["root_id"], old["size"], digest)
+        self.cache.roots.add(old["root_id"], 1, old["size"], digest)
         if old["rev"] <= self.told:
             values["moved_from"] = None  # the host has made that move; it must not try again
         values.update(digest=signed_digest(digest), rejected=None, rev=self.cache.next_rev())
@@ -5987,9 +6177,10 @@ class RootBook:
 
     # -- totals ----------------------------------------------------------------------------------
 
-    def add(self, root_id: int, size: int, digest: int) -> None:
+    def add(self, root_id: int, files: int, size: int, digest: int) -> None:
+        """Count `files` more, of `size` bytes together; `digest` is the sum of theirs."""
         root = self.get(root_id)
-        root.files += 1
+        root.files += files
         root.bytes += size
         root.digest = (root.digest + digest) % DIGEST_MODULUS
         self._changed.add(root_id)
@@ -6034,9 +6225,13 @@ class RootBook:
             return self._last_folder_id
 
     def child_folders(self, folder_id: int) -> list:
-        """[(id, rel)] of the known folders directly in this one."""
-        return self.store.rows("SELECT id, rel FROM agent_folder WHERE parent_id = ?",
+        """[(id, rel, seal or None)] of the known folders directly in this one."""
+        return self.store.rows("SELECT id, rel, seal FROM agent_folder WHERE parent_id = ?",
                                (folder_id,))
+
+    def seal_of(self, folder_id: int) -> bytes | None:
+        row = self.store.one("SELECT seal FROM agent_folder WHERE id = ?", (folder_id,))
+        return row[0] if row else None
 
     def folder_digest(self, folder_id: int | None) -> tuple:
         """(files, digest) of what the host should hold of one folder, from its rows."""
@@ -6285,6 +6480,8 @@ class AgentCache:
                     writer = IndexWriter(self, db)
                     yield writer
                     writer.finish()
+                if writer.fresh and writer.only_fresh:
+                    self.outbox.feed.add(writer.fresh)
             except BaseException:
                 self.rev, self.error_count = before
                 self.roots.forget_totals()
@@ -6374,6 +6571,7 @@ class AgentCache:
                 db.execute(f"DELETE FROM {table}")
             db.execute("UPDATE agent_root SET files = 0, bytes = 0, digest = '0', end_due = 0")
             db.execute("INSERT OR REPLACE INTO agent_meta VALUES ('rev_floor', ?)", (self.rev,))
+            self.outbox.feed.clear()
         self.error_count = 0
         self.roots.forget_totals()
         return had
@@ -6425,7 +6623,7 @@ def set_database_aside(path: str) -> str:
 
 
 # =================================================================================================
-# medialib/scan_buffer.py, from its line 10
+# medialib/scan_buffer.py, from its line 11
 # What a scan found, on its way into the cache, and how failures are put into words.
 # =================================================================================================
 
@@ -6444,6 +6642,7 @@ class ChangeBuffer:
         self.on_stored = on_stored
         self.generation = cache.generation
         self.changes = []
+        self.seals = []  # of folders that were found at rest before any of `changes`
         self.recent = {}  # {inode_key: HashResult} of hard links that are not stored yet
         self.cursor = None
         self.since = time.monotonic()
@@ -6451,17 +6650,23 @@ class ChangeBuffer:
     def add(self, change) -> None:
         self.changes.append(change)
 
+    def seal(self, seal: SealFolder) -> None:
+        """The rows of this folder, in which nothing that waits here may have a part, are as found.
+        """
+        self.seals.append(seal)
+
     def flush_if_due(self) -> None:
-        if len(self.changes) >= self.batch_size or time.monotonic() - self.since >= FLUSH_S:
+        waiting = max(len(self.changes), len(self.seals))
+        if waiting >= self.batch_size or time.monotonic() - self.since >= FLUSH_S:
             self.flush()
 
     def flush(self) -> None:
         self.since = time.monotonic()
-        if not self.changes and self.cursor is None:
+        if not self.changes and not self.seals and self.cursor is None:
             return
-        changes, cursor = self.changes, self.cursor
-        self.changes, self.cursor, self.recent = [], None, {}
-        self.cache.commit(changes, cursor, self.generation)
+        changes, seals, cursor = self.changes, self.seals, self.cursor
+        self.changes, self.seals, self.cursor, self.recent = [], [], None, {}
+        self.cache.commit(seals + changes, cursor, self.generation)
         if changes:
             self.on_stored()
 
@@ -7116,7 +7321,7 @@ def doubt_other_disk(cache, expected, info, names: list, here: str) -> None:
     top = cache.roots.folder_id(expected.id, "")
     if top is None or len(names) >= TOP_NAMES:
         return
-    known = {rel for _, rel in cache.roots.child_folders(top)}
+    known = {rel for _, rel, _ in cache.roots.child_folders(top)}
     for part in cache.folder_paths(top):
         known.update(path.rpartition("/")[2] for path, _ in part)
     strange = len(latest_rows(cache, expected)) >= SURE_ROWS and not agreement(
@@ -7257,7 +7462,55 @@ def device_in_key(key: str) -> int:
 
 
 # =================================================================================================
-# medialib/scan_pipeline.py, from its line 30
+# medialib/scan_seal.py, from its line 13
+# A folder's seal: what its files looked like when all of them were as the index says.
+# =================================================================================================
+
+SEAL_BYTES = 16
+
+
+class FolderSeals:
+    """The seals of one scan; with another hash algorithm or sample size they would be others."""
+
+    def __init__(self, cache, buffer, plan):
+        self.cache = cache
+        self.buffer = buffer
+        self.plan = plan
+        self.recipe = f"{plan.algo}:{plan.sample_size}"
+
+    def seal(self, listing: FolderListing) -> bytes | None:
+        """A digest of the names, sizes, times and inodes in a listing. None if it is incomplete, or
+        has names that are still to be looked at.
+        """
+        stats = listing.stats
+        if listing.error is not None or len(stats) != len(listing.names):
+            return None
+        parts = [self.recipe]
+        for name in listing.names:
+            seen = stats[name]
+            # No name holds a NUL, and a number no colon.
+            parts.append(f"{name}\0{seen.st_size}:{seen.st_mtime_ns}:{seen.st_ctime_ns}:"
+                         f"{seen.st_ino}")
+        packed = "\0".join(parts).encode("utf-8", "surrogatepass")
+        return hashlib.blake2b(packed, digest_size=SEAL_BYTES).digest()
+
+    def rows_at_rest(self, folder_id: int, at_most: int) -> list:
+        """See AgentCache.at_rest and walk.files_at_rest."""
+        return self.cache.at_rest(folder_id, self.plan.algo, self.plan.sample_size, at_most)
+
+    def keep(self, folder_id: int, seal: bytes, rows: list) -> None:
+        """Have the next scan find this seal, as all `rows` of the folder are like its files. What
+        waits to be stored may be about one of them: a file that moved away, say.
+        """
+        if self.buffer.changes:
+            self.buffer.flush()
+            if self.rows_at_rest(folder_id, len(rows) + 1) != rows:
+                return
+        self.buffer.seal(SealFolder(folder_id, seal))
+
+
+# =================================================================================================
+# medialib/scan_pipeline.py, from its line 38
 # Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
 # =================================================================================================
 
@@ -7285,7 +7538,7 @@ class RootScan:
         self.known_at_host = known_at_host
         self.buffer = ChangeBuffer(cache, plan.batch_size, on_stored or list)
         self.new_folders = {}
-        self.next_folders = {}  # {rel: number} of known folders that the walk comes to soon
+        self.next_folders = {}  # {rel: (number, seal)} of known ones that the walk comes to soon
         self.ledger = {}
         self.inodes_stable = True
         self.rel_start = 0  # where relative paths begin in those of the present folder's files
@@ -7307,6 +7560,7 @@ class RootScan:
             self.first or not is_renumbered(self.cache, self.root))
         careful = CAREFUL_FILES if self.cache.get_meta("unclean") == "1" else 0
         self.cache.set_meta("unclean", "1")
+        self.seals = FolderSeals(self.cache, self.buffer, self.plan)
         with HashWindow(self, self.info, careful=careful) as self.window:
             self.moves = MoveFinder(self, self.window)
             self._walk_all()
@@ -7355,26 +7609,37 @@ class RootScan:
     def _folder(self, listing) -> None:
         self._account(listing.counts)
         self.stats.current_path = self.root.file_path(listing.rel)
-        folder_id, is_new = self._folder_id(listing)
+        folder_id, is_new, known_seal = self._folder_id(listing)
         if listing.error is not None:
             self._folder_error(listing)
         elif self.cache.failure(self.root.file_path(listing.rel), "list") is not None:
             self.buffer.add(ClearFailure(self.root.file_path(listing.rel), "list"))
         prefix = self.root.file_path(listing.rel + "/" if listing.rel else "")
         self.rel_start = len(self.root.prefix())
-        rows = [] if is_new else self.cache.at_rest(
-            folder_id, self.plan.algo, self.plan.sample_size, BIG_FOLDER + 1)
-        if len(listing.names) > BIG_FOLDER or len(rows) > BIG_FOLDER:
-            self._compare_big(listing, folder_id, prefix)
-        elif rows and listing.error is None and files_at_rest(listing, prefix) == set(rows):
-            self.stats.seen += len(rows)
-            self.stats.unchanged += len(rows)
-            self._account({"unchanged": len(rows)})
+        seal = None if is_new else self.seals.seal(listing)
+        if seal is not None and seal == known_seal:
+            self._unchanged(len(listing.names))
         else:
-            self._compare_small(listing, folder_id, prefix, bool(rows))
+            self._compare_rows(listing, folder_id, is_new, prefix, seal)
         if not is_new and listing.error is None:
             self._gone_folders(listing, folder_id)
         self.window.mark(listing.rel)
+
+    def _compare_rows(self, listing, folder_id: int, is_new: bool, prefix: str, seal) -> None:
+        rows = [] if is_new else self.seals.rows_at_rest(folder_id, BIG_FOLDER + 1)
+        if len(listing.names) > BIG_FOLDER or len(rows) > BIG_FOLDER:
+            self._compare_big(listing, folder_id, prefix)
+        elif rows and listing.error is None and files_at_rest(listing, prefix) == set(rows):
+            self._unchanged(len(rows))
+            if seal is not None:
+                self.seals.keep(folder_id, seal, rows)
+        else:
+            self._compare_small(listing, folder_id, prefix, bool(rows))
+
+    def _unchanged(self, files: int) -> None:
+        self.stats.seen += files
+        self.stats.unchanged += files
+        self._account({"unchanged": files})
 
     def _account(self, counts: dict) -> None:
         """Everything that is met is in the ledger: first what the listings hold, by LEDGER_KEYS,
@@ -7386,13 +7651,14 @@ class RootScan:
             self.ledger[key] = self.ledger.get(key, 0) + count
 
     def _folder_id(self, listing) -> tuple:
-        """(number, whether the folder is new)."""
+        """(number, whether the folder is new, its seal or None)."""
         roots = self.cache.roots
-        folder_id = self.next_folders.pop(listing.rel, None)
-        if folder_id is None:
-            folder_id = roots.folder_id(self.root.id, listing.rel)
+        known = self.next_folders.pop(listing.rel, None)
+        if known is not None:
+            return known[0], False, known[1]
+        folder_id = roots.folder_id(self.root.id, listing.rel)
         if folder_id is not None:
-            return folder_id, False
+            return folder_id, False, roots.seal_of(folder_id)
         parent = None
         if listing.rel:
             parent_rel = parent_of(listing.rel)
@@ -7402,7 +7668,7 @@ class RootScan:
         folder_id = roots.new_folder_id()
         self._remember_new(listing.rel, folder_id)
         self.buffer.add(PutFolder(folder_id, self.root.id, parent, listing.rel))
-        return folder_id, True
+        return folder_id, True, None
 
     def _remember_new(self, rel: str, folder_id: int) -> None:
         """Only the ancestors of the present folder are needed, and only until they are stored."""
@@ -7548,12 +7814,12 @@ class RootScan:
             return
         present = set(listing.subfolders)
         present.update(name for name in listing.held if not self._is_nested_root(listing, name))
-        for child_id, rel in children:
+        for child_id, rel, seal in children:
             if rel.rpartition("/")[2] not in present:
                 check_still_mounted(self.native, self.info)
                 self._gone_tree(child_id, rel)
             elif len(children) <= CHILDREN_KEPT:
-                self.next_folders[rel] = child_id
+                self.next_folders[rel] = (child_id, seal)
 
     def _is_nested_root(self, listing, name: str) -> bool:
         """Files below a folder that has become a root of its own are catalogued there now."""
@@ -7565,7 +7831,7 @@ class RootScan:
         waiting = [(folder_id, rel)]
         while waiting:
             current, rel = waiting.pop()
-            waiting.extend(self.cache.roots.child_folders(current))
+            waiting.extend(row[:2] for row in self.cache.roots.child_folders(current))
             self.buffer.add(ClearFailure(self.root.file_path(rel), "list"))
             for part in self.cache.folder_paths(current):
                 for path, root_id in part:
@@ -8128,7 +8394,7 @@ class Scanner:
 
 
 # =================================================================================================
-# medialib/delivery.py, from its line 23
+# medialib/delivery.py, from its line 24
 # Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
 # =================================================================================================
 
@@ -8138,6 +8404,19 @@ BACKOFF_TOP_S = 15.0
 RECONCILE_ROUNDS = 3
 LIST_PAGE = 500
 NAMES_PAGE = 2000
+
+
+class FailedCall:
+    """A batch that could not even be posted; see PendingCall."""
+
+    def __init__(self, error: PeerError):
+        self.error = error
+
+    def finish(self) -> dict:
+        raise self.error
+
+    def abandon(self) -> None:
+        pass
 
 
 class Delivery:
@@ -8254,22 +8533,50 @@ class Delivery:
                 return
 
     def _send(self, batch) -> None:
-        outline = {**batch.outline(), "agent": self._agent()}
-        outbox = self.cache.outbox
+        """Post a batch and, while the host is at work on it, whole ones that follow on it."""
+        outbox, under_way = self.cache.outbox, collections.deque()
         outbox.turn += 1
         try:
-            answer = self.transport.batch(outline, batch.files,
-                                          gzip=self.settings()["agent_gzip"])
+            self._post(batch, under_way)
+            while under_way:
+                self._post_more(under_way)
+                batch, call = under_way.popleft()
+                self._settle(batch, call, under_way)
+        finally:
+            for _, call in under_way:
+                call.abandon()
+            outbox.turn += 1
+
+    def _post(self, batch, under_way) -> None:
+        outline = {**batch.outline(), "agent": self._agent()}
+        try:
+            call = self.transport.begin_batch(outline, batch.files,
+                                              gzip=self.settings()["agent_gzip"])
+        except PeerError as error:
+            call = FailedCall(error)
+        under_way.append((batch, call))
+
+    def _post_more(self, under_way) -> None:
+        while len(under_way) < self.transport.batches_at_once and self._limit is None \
+                and self.link.greeted and not self._stop.is_set():
+            batch = self.cache.outbox.batch_behind(under_way[-1][0],
+                                                   self.settings()["agent_batch_size"])
+            if batch is None:
+                return
+            self._post(batch, under_way)
+
+    def _settle(self, batch, call, behind) -> None:
+        """Read the answer to a batch; without a good one, those behind it are not waited for."""
+        try:
+            answer = call.finish()
             errors = answer.get("errors")
-            outbox.acknowledge(batch, errors if isinstance(errors, list) else [])
+            self.cache.outbox.acknowledge(batch, errors if isinstance(errors, list) else [])
         except PeerRefused as refused:
-            self._refused(batch, refused)
+            self._refused(batch, refused, behind)
             return
         except PeerError:
-            outbox.keep(batch)
+            self._keep(batch, behind)
             raise
-        finally:
-            outbox.turn += 1
         if self._limit is not None:
             self._limit *= 2
             if self._limit >= self.settings()["agent_batch_size"]:
@@ -8278,22 +8585,34 @@ class Delivery:
         self.uploaded += len(batch.files)
         self.sent_bytes = self.transport.sent_bytes
 
+    def _keep(self, batch, behind) -> None:
+        for each in (batch, *(other for other, _ in behind)):
+            self.cache.outbox.keep(each)
+
     def _agent(self) -> dict:
         return {"id": self.identity.id, "name": self.identity.name, "instance": self.instance}
 
-    def _refused(self, batch, refused: PeerRefused) -> None:
+    def _refused(self, batch, refused: PeerRefused, behind) -> None:
         """A host that answers, but does not take this batch."""
         answer = refused.answer or {}
         if refused.status == 409 and isinstance(answer.get("last_rev"), int):
+            self._leave(behind)
             self.cache.outbox.align(self.link.library_id, answer["last_rev"])
             return
         if refused.status in (400, 413, 415, 422):
+            self._leave(behind)
             self._halve(batch, refused)
             return
-        self.cache.outbox.keep(batch)
+        self._keep(batch, behind)
         if refused.status == 409:
             self.link.greeted = False
         raise refused
+
+    def _leave(self, behind) -> None:
+        """Batches that followed on one that is not taken: they are made again from the rows."""
+        while behind:
+            behind.popleft()[1].abandon()
+        self.cache.outbox.forget_made()
 
     def _halve(self, batch, refused: PeerRefused) -> None:
         """Find the record that the host cannot take, by halves, and set it apart."""
@@ -8488,6 +8807,8 @@ OLDER_KINDS = ("video", "image", "subtitle", "xml", "other", "unknown", "junk")
 OLDER_KEYS = ("kind", "path", "size", "mtime", "ctime", "inode_key", "ext", "reason", "hashes",
               "metadata")
 BATCH_TIMEOUT_S = 120.0
+# While the host waits for its disk it can look at the next ones, and commit them together.
+BATCHES_AT_ONCE = 3
 HELLO_TIMEOUT_S = 8.0
 
 
@@ -8496,7 +8817,9 @@ class HttpTransport:
 
     def __init__(self, url: str, cafile: str | None = None):
         self.url = url
+        self.cafile = cafile
         self.client = JsonClient(url, timeout_s=HELLO_TIMEOUT_S, cafile=cafile)
+        self._more_clients = []
         self.older = False
         self.sent_bytes = 0
 
@@ -8528,14 +8851,30 @@ class HttpTransport:
 
     def batch(self, outline: dict, files: list, gzip: bool = False) -> dict:
         """Post a Batch's outline with the JSON texts of its records."""
+        return self.begin_batch(outline, files, gzip).finish()
+
+    def begin_batch(self, outline: dict, files: list, gzip: bool = False):
+        """The same in two steps, as JsonClient.begin_post; `batches_at_once` may be under way."""
         if self.older:
             outline, gzip = {"batch_id": outline["batch_id"]}, False
             files = [json.dumps(older_record(record)) for record in records_of_texts(files)]
         body = batch_text(outline, files).encode("utf-8")
-        answer = self.client.post("/ingest/batch", body, gzip=gzip, timeout_s=BATCH_TIMEOUT_S,
-                                  need_ok=not self.older)
+        call = self._idle_client().begin_post("/ingest/batch", body, gzip=gzip,
+                                              timeout_s=BATCH_TIMEOUT_S, need_ok=not self.older)
         self.sent_bytes += len(body)
-        return answer
+        return call
+
+    @property
+    def batches_at_once(self) -> int:
+        return 1 if self.older else BATCHES_AT_ONCE
+
+    def _idle_client(self) -> JsonClient:
+        for client in (self.client, *self._more_clients):
+            if not client.is_busy():
+                return client
+        client = JsonClient(self.url, timeout_s=HELLO_TIMEOUT_S, cafile=self.cafile)
+        self._more_clients.append(client)
+        return client
 
     def folders(self, body: dict) -> dict:
         return self.client.post("/ingest/folders", body, timeout_s=BATCH_TIMEOUT_S)

@@ -224,6 +224,8 @@ class AgentCache:
                     writer = IndexWriter(self, db)
                     yield writer
                     writer.finish()
+                if writer.fresh and writer.only_fresh:
+                    self.outbox.feed.add(writer.fresh)
             except BaseException:
                 self.rev, self.error_count = before
                 self.roots.forget_totals()
@@ -313,6 +315,7 @@ class AgentCache:
                 db.execute(f"DELETE FROM {table}")
             db.execute("UPDATE agent_root SET files = 0, bytes = 0, digest = '0', end_due = 0")
             db.execute("INSERT OR REPLACE INTO agent_meta VALUES ('rev_floor', ?)", (self.rev,))
+            self.outbox.feed.clear()
         self.error_count = 0
         self.roots.forget_totals()
         return had

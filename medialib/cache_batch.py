@@ -7,10 +7,12 @@ from json.encoder import encode_basestring_ascii
 
 from .scan_common import ext_of, name_of
 
-RECORD_COLUMNS = (
+PLAIN_RECORD_COLUMNS = (
     "rev, path, inode_key, size, mtime, ctime, probed, hashed, hash_algo, hash_sample_size,"
-    " sample_hash, full_hash, root_id, kind, reason, moved_from, metadata"
+    " sample_hash, full_hash, root_id, kind, reason"
 )
+PLAIN_RECORD_WIDTH = 15
+RECORD_COLUMNS = f"{PLAIN_RECORD_COLUMNS}, moved_from, metadata"
 
 
 class Batch:
@@ -55,14 +57,16 @@ def record_text(row: tuple, path: str, more: str) -> str:
     (_, _, identity, size, mtime, ctime, probed, hashed, algo, sample_size, sample, full, _, kind,
      reason, _, metadata) = row
     quote = encode_basestring_ascii
-    if kind == "junk" and reason:
+    if reason and kind == "junk":
         more = f',"reason":{quote(reason)}{more}'
-    if probed and metadata:
+    if metadata and probed:
         more = f',"metadata":{metadata}{more}'
     if hashed:
-        more = (f',"hashes":{{"algo":{quote(algo)},"sample_size":{sample_size:d},"sample_hash":'
-                f'{quote(sample)},"full_hash":{quote(full) if full else "null"}}}{more}')
-    return (f'{{"kind":{quote(kind)},"path":{quote(path)},"size":{size:d},'
+        sample = quote(sample)
+        full = "null" if not full else sample if full == row[10] else quote(full)
+        more = (f',"hashes":{{"algo":{quote(algo)},"sample_size":{sample_size},'
+                f'"sample_hash":{sample},"full_hash":{full}}}{more}')
+    return (f'{{"kind":{quote(kind)},"path":{quote(path)},"size":{size},'
             f'"mtime":{"null" if mtime is None else mtime},'
             f'"ctime":{"null" if ctime is None else ctime},'
             f'"inode_key":{quote(identity)},"ext":{quote(ext_of(name_of(path)))}{more}}}')

@@ -52,6 +52,14 @@ class PutFolder(NamedTuple):
     rel: str
 
 
+class SealFolder(NamedTuple):
+    """All files of a folder were found as the index says; `seal` is what they looked like."""
+
+    verb = "seal_folder"
+    id: int
+    seal: bytes
+
+
 class GoneFolder(NamedTuple):
     """A folder that is gone; its files are reported by GoneFile of their own."""
 

@@ -13,6 +13,7 @@ from json.encoder import encode_basestring_ascii
 
 from .base import log
 from .cache_batch import RECORD_COLUMNS, Batch, batch_text, record_text, root_wire_path
+from .cache_feed import FreshFeed
 from .late import uuid
 from .scan_common import version_prefix
 
@@ -28,12 +29,13 @@ class Outbox:
         self.cache = cache
         self.store = cache.store
         self.library_id: str | None = None
-        self.turn = 0  # counts the begin and the end of each post: odd while one is under way
+        self.turn = 0  # counts begins and ends of posting: odd while anything is under way
         # Until the host says otherwise, it knows what the library it last was knew.
         self.acked = self._last_acked()
         # What the host has or gets in a batch that is made already: `acked`, or above it.
         self.told = max(self.acked, self.store.one("SELECT coalesce(max(rev), 0) FROM outbox")[0])
         self._packed_at = self.told  # the cache's rev when no payload told of an old state
+        self.feed = FreshFeed()
 
     def _last_acked(self) -> int:
         row = self.store.one("SELECT value FROM agent_meta WHERE key = 'library_id'")
@@ -50,7 +52,7 @@ class Outbox:
 
         Less than was acknowledged, or a new library: everything above is sent again. More: this
         cache was cleared or restored from an old copy; what is undelivered is numbered anew above.
-        Only the answer to the batch that is kept was lost: it is sent once more, word for word.
+        Only the answers to batches that are kept were lost: they are sent once more, word for word.
         None (a host that keeps no number): what was acknowledged to that library stands.
         """
         before = (self.library_id, self.acked, self.told, self.cache.rev)
@@ -70,14 +72,16 @@ class Outbox:
             log.info("the host knows less than before: sending it again from the cache")
             self._set_acked(db, last_rev)
             self.drop_payloads(db)
-        elif last_rev is not None and last_rev > self.acked \
-                and last_rev != self._first_kept_rev():
+        elif last_rev is not None and last_rev > self.acked and not self._is_kept(last_rev):
             self._shift_above(db, last_rev)
 
-    def _first_kept_rev(self) -> int | None:
-        row = self.store.one("SELECT rev FROM outbox WHERE rev >= 0 AND after_rev = ?"
-                             " ORDER BY id LIMIT 1", (self.acked,))
-        return row[0] if row else None
+    def _is_kept(self, rev: int) -> bool:
+        """Whether the host can have come so far by the payloads that are kept, as these follow on
+        what it has acknowledged.
+        """
+        first = self.store.one("SELECT after_rev FROM outbox WHERE rev >= 0 ORDER BY id LIMIT 1")
+        return first is not None and first[0] == self.acked and self.store.one(
+            "SELECT 1 FROM outbox WHERE rev = ?", (rev,)) is not None
 
     def _set_library(self, db, library_id: str, acked: int) -> None:
         self.library_id = library_id
@@ -104,7 +108,13 @@ class Outbox:
 
     def drop_payloads(self, db) -> None:
         db.execute("DELETE FROM outbox WHERE rev >= 0")
-        self.told = self.acked
+        self.forget_made()
+
+    def forget_made(self) -> None:
+        """Batches that were made and are not kept will not reach the host as they are."""
+        self.feed.clear()
+        kept = self.store.one("SELECT coalesce(max(rev), 0) FROM outbox")[0]
+        self.told = max(self.acked, kept)
 
     # -- the next batch --------------------------------------------------------------------------
 
@@ -119,10 +129,19 @@ class Outbox:
                 batch = self._kept_batch(*kept)
                 if batch is not None:
                     return batch
-            batch = self._make_batch(self.acked, limit)
-            if batch is not None:
-                self.told = max(self.told, batch.rev)
-            return batch
+            return self._told(self._make_batch(self.acked, limit))
+
+    def batch_behind(self, batch: Batch, limit: int) -> Batch | None:
+        """What follows on a batch that is under way, if there is a whole one."""
+        with self.store.lock:
+            if batch.rev != self.told or self.cache.rev - self.told < limit:
+                return None
+            return self._told(self._make_batch(self.told, limit))
+
+    def _told(self, batch: Batch | None) -> Batch | None:
+        if batch is not None:
+            self.told = max(self.told, batch.rev)
+        return batch
 
     def _kept_batch(self, outbox_id, batch_id, payload_json, after_rev, rev) -> Batch | None:
         try:
@@ -175,7 +194,9 @@ class Outbox:
 
     def _some_rows(self, after_rev: int, limit: int) -> tuple:
         """(rows, None), or (rows, rev of the last one) where descriptions filled the batch."""
-        rows, size_bytes = [], 0
+        rows, size_bytes = self.feed.take(after_rev, limit, self.cache.rev), 0
+        if rows:
+            return rows, None
         cursor = self.store.db.execute(
             f"SELECT {RECORD_COLUMNS} FROM agent_index WHERE rev > ? ORDER BY rev LIMIT ?",
             (after_rev, limit))
@@ -225,11 +246,12 @@ class Outbox:
     # -- keeping and acknowledging ---------------------------------------------------------------
 
     def keep(self, batch: Batch) -> None:
-        """Put a batch that could not be delivered into the outbox, to be sent again as it is."""
-        if batch.outbox_id is not None or batch.rev is None:
-            return
+        """Put a batch that could not be delivered into the outbox, to be sent again as it is; not
+        one that was made before its root moved, say (see forget_made).
+        """
         with self.store.atomic() as db:
-            self._insert_payload(db, batch)
+            if batch.outbox_id is None and batch.rev is not None and batch.rev <= self.told:
+                self._insert_payload(db, batch)
 
     def _insert_payload(self, db, batch: Batch) -> int:
         text = batch_text({**batch.outline(), "keys": batch.keys}, batch.files)
@@ -290,7 +312,7 @@ class Outbox:
             "SELECT path, root_id, size, digest FROM agent_index WHERE rejected IS NOT NULL"
             " AND rev > ? AND rev <= ?", (batch.after_rev, batch.rev)).fetchall()
         for path, root_id, size, digest in rows:
-            self.cache.roots.add(root_id, size, digest)
+            self.cache.roots.add(root_id, 1, size, digest)
             db.execute("UPDATE agent_index SET rejected = NULL WHERE path = ?", (path,))
 
     def _quarantine(self, db, batch: Batch, error: dict) -> None:
@@ -319,7 +341,7 @@ class Outbox:
             self.forget_payload(batch.outbox_id)
         else:
             with self.store.lock:
-                self.told = self.acked
+                self.forget_made()
 
     def send_again(self, folder_id: int) -> None:
         """Number all rows of a folder anew, so that they are delivered again."""

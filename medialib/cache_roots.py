@@ -213,9 +213,10 @@ class RootBook:
 
     # -- totals ----------------------------------------------------------------------------------
 
-    def add(self, root_id: int, size: int, digest: int) -> None:
+    def add(self, root_id: int, files: int, size: int, digest: int) -> None:
+        """Count `files` more, of `size` bytes together; `digest` is the sum of theirs."""
         root = self.get(root_id)
-        root.files += 1
+        root.files += files
         root.bytes += size
         root.digest = (root.digest + digest) % DIGEST_MODULUS
         self._changed.add(root_id)
@@ -260,9 +261,13 @@ class RootBook:
             return self._last_folder_id
 
     def child_folders(self, folder_id: int) -> list:
-        """[(id, rel)] of the known folders directly in this one."""
-        return self.store.rows("SELECT id, rel FROM agent_folder WHERE parent_id = ?",
+        """[(id, rel, seal or None)] of the known folders directly in this one."""
+        return self.store.rows("SELECT id, rel, seal FROM agent_folder WHERE parent_id = ?",
                                (folder_id,))
+
+    def seal_of(self, folder_id: int) -> bytes | None:
+        row = self.store.one("SELECT seal FROM agent_folder WHERE id = ?", (folder_id,))
+        return row[0] if row else None
 
     def folder_digest(self, folder_id: int | None) -> tuple:
         """(files, digest) of what the host should hold of one folder, from its rows."""

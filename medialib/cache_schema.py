@@ -133,4 +133,6 @@ AGENT_MIGRATIONS = [
         "CREATE TABLE library (library_id TEXT PRIMARY KEY, acked INTEGER NOT NULL)",
         "CREATE TABLE agent_meta (key TEXT PRIMARY KEY, value TEXT)",
     ],
+    # See scan_seal. Whoever changes a row in a way that a scan should look at removes the seal.
+    ["ALTER TABLE agent_folder ADD COLUMN seal BLOB"],
 ]

@@ -120,14 +120,16 @@ class Catalog:
 
     # -- writing ---------------------------------------------------------------------------------
 
-    def write(self, work):
-        """Run `work(db)` on the writing thread; its result, once it is committed."""
+    def write(self, work, on_queued=None):
+        """Run `work(db)` on the writing thread; its result, once it is committed. `on_queued()` is
+        called when its place among the others is certain.
+        """
         self._check_usable()
-        return self.writer.run(work)
+        return self.writer.run(work, on_queued)
 
-    def change(self, work):
+    def change(self, work, on_queued=None):
         """`write`, with a ChangeSet: `work(changes)` may apply files and take numbers."""
-        result, seq = self.write(lambda db: self._run_change(db, work))
+        result, seq = self.write(lambda db: self._run_change(db, work), on_queued)
         # Only now: whoever sees a new number must find its changes when he reads.
         with self._seq_lock:
             self.seq = max(self.seq, seq)

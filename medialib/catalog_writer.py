@@ -76,9 +76,12 @@ class CatalogWriter:
             self._ready.notify_all()
         return job.future
 
-    def run(self, work, timeout_s: float = WRITE_TIMEOUT_S):
-        """`submit`, and wait for the answer."""
-        return self.submit(work).result(timeout_s)
+    def run(self, work, on_queued=None, timeout_s: float = WRITE_TIMEOUT_S):
+        """`submit`, call `on_queued()` if it is given, and wait for the answer."""
+        future = self.submit(work)
+        if on_queued is not None:
+            on_queued()
+        return future.result(timeout_s)
 
     # -- the thread ------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ differ are sent again and what only the host has is reported as gone.
 
 from __future__ import annotations
 
+import collections
 import json
 import threading
 import time
@@ -26,6 +27,19 @@ BACKOFF_TOP_S = 15.0
 RECONCILE_ROUNDS = 3
 LIST_PAGE = 500
 NAMES_PAGE = 2000
+
+
+class FailedCall:
+    """A batch that could not even be posted; see PendingCall."""
+
+    def __init__(self, error: PeerError):
+        self.error = error
+
+    def finish(self) -> dict:
+        raise self.error
+
+    def abandon(self) -> None:
+        pass
 
 
 class Delivery:
@@ -142,22 +156,50 @@ class Delivery:
                 return
 
     def _send(self, batch) -> None:
-        outline = {**batch.outline(), "agent": self._agent()}
-        outbox = self.cache.outbox
+        """Post a batch and, while the host is at work on it, whole ones that follow on it."""
+        outbox, under_way = self.cache.outbox, collections.deque()
         outbox.turn += 1
         try:
-            answer = self.transport.batch(outline, batch.files,
-                                          gzip=self.settings()["agent_gzip"])
+            self._post(batch, under_way)
+            while under_way:
+                self._post_more(under_way)
+                batch, call = under_way.popleft()
+                self._settle(batch, call, under_way)
+        finally:
+            for _, call in under_way:
+                call.abandon()
+            outbox.turn += 1
+
+    def _post(self, batch, under_way) -> None:
+        outline = {**batch.outline(), "agent": self._agent()}
+        try:
+            call = self.transport.begin_batch(outline, batch.files,
+                                              gzip=self.settings()["agent_gzip"])
+        except PeerError as error:
+            call = FailedCall(error)
+        under_way.append((batch, call))
+
+    def _post_more(self, under_way) -> None:
+        while len(under_way) < self.transport.batches_at_once and self._limit is None \
+                and self.link.greeted and not self._stop.is_set():
+            batch = self.cache.outbox.batch_behind(under_way[-1][0],
+                                                   self.settings()["agent_batch_size"])
+            if batch is None:
+                return
+            self._post(batch, under_way)
+
+    def _settle(self, batch, call, behind) -> None:
+        """Read the answer to a batch; without a good one, those behind it are not waited for."""
+        try:
+            answer = call.finish()
             errors = answer.get("errors")
-            outbox.acknowledge(batch, errors if isinstance(errors, list) else [])
+            self.cache.outbox.acknowledge(batch, errors if isinstance(errors, list) else [])
         except PeerRefused as refused:
-            self._refused(batch, refused)
+            self._refused(batch, refused, behind)
             return
         except PeerError:
-            outbox.keep(batch)
+            self._keep(batch, behind)
             raise
-        finally:
-            outbox.turn += 1
         if self._limit is not None:
             self._limit *= 2
             if self._limit >= self.settings()["agent_batch_size"]:
@@ -166,22 +208,34 @@ class Delivery:
         self.uploaded += len(batch.files)
         self.sent_bytes = self.transport.sent_bytes
 
+    def _keep(self, batch, behind) -> None:
+        for each in (batch, *(other for other, _ in behind)):
+            self.cache.outbox.keep(each)
+
     def _agent(self) -> dict:
         return {"id": self.identity.id, "name": self.identity.name, "instance": self.instance}
 
-    def _refused(self, batch, refused: PeerRefused) -> None:
+    def _refused(self, batch, refused: PeerRefused, behind) -> None:
         """A host that answers, but does not take this batch."""
         answer = refused.answer or {}
         if refused.status == 409 and isinstance(answer.get("last_rev"), int):
+            self._leave(behind)
             self.cache.outbox.align(self.link.library_id, answer["last_rev"])
             return
         if refused.status in (400, 413, 415, 422):
+            self._leave(behind)
             self._halve(batch, refused)
             return
-        self.cache.outbox.keep(batch)
+        self._keep(batch, behind)
         if refused.status == 409:
             self.link.greeted = False
         raise refused
+
+    def _leave(self, behind) -> None:
+        """Batches that followed on one that is not taken: they are made again from the rows."""
+        while behind:
+            behind.popleft()[1].abandon()
+        self.cache.outbox.forget_made()
 
     def _halve(self, batch, refused: PeerRefused) -> None:
         """Find the record that the host cannot take, by halves, and set it apart."""

@@ -20,6 +20,8 @@ OLDER_KINDS = ("video", "image", "subtitle", "xml", "other", "unknown", "junk")
 OLDER_KEYS = ("kind", "path", "size", "mtime", "ctime", "inode_key", "ext", "reason", "hashes",
               "metadata")
 BATCH_TIMEOUT_S = 120.0
+# While the host waits for its disk it can look at the next ones, and commit them together.
+BATCHES_AT_ONCE = 3
 HELLO_TIMEOUT_S = 8.0
 
 
@@ -28,7 +30,9 @@ class HttpTransport:
 
     def __init__(self, url: str, cafile: str | None = None):
         self.url = url
+        self.cafile = cafile
         self.client = JsonClient(url, timeout_s=HELLO_TIMEOUT_S, cafile=cafile)
+        self._more_clients = []
         self.older = False
         self.sent_bytes = 0
 
@@ -60,14 +64,30 @@ class HttpTransport:
 
     def batch(self, outline: dict, files: list, gzip: bool = False) -> dict:
         """Post a Batch's outline with the JSON texts of its records."""
+        return self.begin_batch(outline, files, gzip).finish()
+
+    def begin_batch(self, outline: dict, files: list, gzip: bool = False):
+        """The same in two steps, as JsonClient.begin_post; `batches_at_once` may be under way."""
         if self.older:
             outline, gzip = {"batch_id": outline["batch_id"]}, False
             files = [json.dumps(older_record(record)) for record in records_of_texts(files)]
         body = batch_text(outline, files).encode("utf-8")
-        answer = self.client.post("/ingest/batch", body, gzip=gzip, timeout_s=BATCH_TIMEOUT_S,
-                                  need_ok=not self.older)
+        call = self._idle_client().begin_post("/ingest/batch", body, gzip=gzip,
+                                              timeout_s=BATCH_TIMEOUT_S, need_ok=not self.older)
         self.sent_bytes += len(body)
-        return answer
+        return call
+
+    @property
+    def batches_at_once(self) -> int:
+        return 1 if self.older else BATCHES_AT_ONCE
+
+    def _idle_client(self) -> JsonClient:
+        for client in (self.client, *self._more_clients):
+            if not client.is_busy():
+                return client
+        client = JsonClient(self.url, timeout_s=HELLO_TIMEOUT_S, cafile=self.cafile)
+        self._more_clients.append(client)
+        return client
 
     def folders(self, body: dict) -> dict:
         return self.client.post("/ingest/folders", body, timeout_s=BATCH_TIMEOUT_S)

@@ -137,6 +137,25 @@ class Backoff:
         self._failures = 0
 
 
+class PendingCall:
+    """A call that was sent. Either `finish` or `abandon` it; its client takes no other before."""
+
+    def __init__(self, client: JsonClient, request: tuple, need_ok: bool):
+        self.client = client
+        self.request = request
+        self.need_ok = need_ok
+        self.may_retry = False
+        self.response = None
+
+    def finish(self) -> dict:
+        """The answer, or the PeerError that says what is wrong with it."""
+        return self.client._finish(self)
+
+    def abandon(self) -> None:
+        """Nobody wants the answer; whether the call is carried out is not known."""
+        self.client._abandon()
+
+
 class JsonClient:
     """Calls to one peer over one kept connection. Threads that share it take turns.
 
@@ -156,17 +175,23 @@ class JsonClient:
 
     def get(self, path: str, *, timeout_s: float | None = None, need_ok: bool = True) -> dict:
         """The answer to GET. `need_ok` False takes any JSON object, as older hosts send them."""
-        return self._call("GET", path, None, {}, timeout_s, need_ok)
+        return self._begin("GET", path, None, {}, timeout_s, need_ok).finish()
 
     def post(self, path: str, body: dict | bytes = b"", *, gzip: bool = False,
              timeout_s: float | None = None, need_ok: bool = True) -> dict:
         """The answer to POST; a dict is written as JSON, bytes are sent as the JSON they are."""
+        return self.begin_post(path, body, gzip=gzip, timeout_s=timeout_s,
+                               need_ok=need_ok).finish()
+
+    def begin_post(self, path: str, body: dict | bytes = b"", *, gzip: bool = False,
+                   timeout_s: float | None = None, need_ok: bool = True) -> PendingCall:
+        """The same in two steps: the peer is at work between sending and `finish`."""
         data = body if isinstance(body, (bytes, bytearray)) else _body_bytes(body)
         headers = {"Content-Type": "application/json"}
         if gzip and not self._stays_here():
             data = gzip_packed(data)
             headers["Content-Encoding"] = "gzip"
-        return self._call("POST", path, data, headers, timeout_s, need_ok)
+        return self._begin("POST", path, data, headers, timeout_s, need_ok)
 
     def _stays_here(self) -> bool:
         """What does not leave this machine need not be packed; a first call does not know yet."""
@@ -177,44 +202,86 @@ class JsonClient:
         with self._lock:
             self._connection.close()
 
-    def _call(self, method, path, body, headers, timeout_s, need_ok) -> dict:
+    def is_busy(self) -> bool:
+        """Whether a call is under way."""
+        return self._lock.locked()
+
+    def _begin(self, method, path, body, headers, timeout_s, need_ok) -> PendingCall:
         headers = {"Host": self._host_header, "User-Agent": f"medialib/{VERSION}",
                    "Accept": "application/json", "Accept-Encoding": "gzip", **headers}
-        with self._lock:
+        self._lock.acquire()
+        try:
             self._connection.deadline = time.monotonic() + (
                 self.timeout_s if timeout_s is None else timeout_s)
-            try:
-                response, data = self._exchange(method, path, body, headers)
-            except (OSError, http.client.HTTPException, UnicodeError) as error:
-                self._connection.close()
-                if isinstance(error, http.client.BadStatusLine) and not isinstance(error, OSError):
-                    raise NotMedialib(self.url, 0, "it does not speak HTTP") from error
-                raise PeerUnreachable(f"{self.url}: {_failure_text(error)}") from error
-            except BaseException:  # an interrupted call leaves half an answer behind
-                self._connection.close()
-                raise
-        return self._judge(response, data, need_ok)
+            call = PendingCall(self, (method, path, body, headers), need_ok)
+            with self._failures_explained():
+                self._send_first(call)
+        except BaseException:
+            self._lock.release()
+            raise
+        return call
 
-    def _exchange(self, method, path, body, headers) -> tuple:
-        """One request and its whole answer; a kept connection that turns out stale is replaced."""
+    def _finish(self, call: PendingCall) -> dict:
+        try:
+            with self._failures_explained():
+                response, data = self._receive(call)
+        finally:
+            self._lock.release()
+        return self._judge(response, data, call.need_ok)
+
+    def _abandon(self) -> None:
+        self._connection.close()
+        self._lock.release()
+
+    @contextlib.contextmanager
+    def _failures_explained(self):
+        try:
+            yield
+        except (OSError, http.client.HTTPException, UnicodeError) as error:
+            self._connection.close()
+            if isinstance(error, http.client.BadStatusLine) and not isinstance(error, OSError):
+                raise NotMedialib(self.url, 0, "it does not speak HTTP") from error
+            raise PeerUnreachable(f"{self.url}: {_failure_text(error)}") from error
+        except BaseException:  # an interrupted call leaves half an answer behind
+            self._connection.close()
+            raise
+
+    def _send_first(self, call: PendingCall) -> None:
+        """A kept connection that turns out stale is replaced, here or when the answer is due."""
         connection = self._connection
         if connection.sock is not None and connection.sock.is_stale():
             connection.close()
-        kept = connection.sock is not None
+        call.may_retry = connection.sock is not None
         try:
-            response = self._send(method, path, body, headers)
-        except (ConnectionError, http.client.BadStatusLine):
-            connection.close()
-            if not kept:
-                raise
-            response = self._send(method, path, body, headers)
+            call.response = self._send(call.request)
+        except (ConnectionError, http.client.BadStatusLine) as error:
+            self._send_again(call, error)
+
+    def _send_again(self, call: PendingCall, error: Exception) -> None:
+        self._connection.close()
+        if not call.may_retry:
+            raise error
+        call.may_retry = False
+        call.response = self._send(call.request)
+
+    def _receive(self, call: PendingCall) -> tuple:
+        connection = self._connection
+        if call.response is None:
+            try:
+                call.response = connection.getresponse()
+            except (ConnectionError, http.client.BadStatusLine) as error:
+                self._send_again(call, error)
+                call.response = call.response or connection.getresponse()
+        response = call.response
         data = self._read(response)
         if response.will_close:
             connection.close()
         return response, data
 
-    def _send(self, method, path, body, headers):
+    def _send(self, request: tuple):
+        """None, or the answer of a peer that did not wait for the whole request."""
         connection = self._connection
+        method, path, body, headers = request
         if connection.sock is None:
             connection.connect()
         connection.sock.deadline = connection.deadline
@@ -225,7 +292,7 @@ class JsonClient:
             with contextlib.suppress(OSError, http.client.HTTPException):
                 return connection.getresponse()
             raise
-        return connection.getresponse()
+        return None
 
     def _read(self, response) -> bytes:
         data = bytearray()

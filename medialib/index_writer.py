@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from .base import MedialibError
+from .cache_batch import PLAIN_RECORD_COLUMNS
 from .cache_changes import Failure, GoneFile, PutFile
 from .scan_common import DIGEST_MODULUS, inode_number, row_digest, version_prefix
 
-FRESH_COLUMNS = (
-    "path, inode_key, size, mtime, ctime, hashed, hash_algo, hash_sample_size, sample_hash,"
-    " full_hash, last_seen, last_hashed_at, root_id, folder_id, kind, reason, racy, rev, digest,"
-    " ino"
-)
-INDEX_COLUMNS = f"{FRESH_COLUMNS}, probed, moved_from, metadata"
-INDEX_INSERT = f"INSERT OR REPLACE INTO agent_index ({INDEX_COLUMNS}) VALUES ({'?,' * 22}?)"
 # A row that is new in every respect leaves out what it cannot have: SQLite's own default is quicker
 # than handing a None to sqlite3, which asks for an adapter of it each time.
-FRESH_INSERT = f"INSERT OR REPLACE INTO agent_index ({FRESH_COLUMNS}) VALUES ({'?,' * 19}?)"
+FRESH_COLUMNS = (
+    f"{PLAIN_RECORD_COLUMNS}, last_seen, last_hashed_at, folder_id, racy, digest, ino"
+)
+INDEX_COLUMNS = f"{FRESH_COLUMNS}, moved_from, metadata"
+INDEX_INSERT = f"INSERT OR REPLACE INTO agent_index ({INDEX_COLUMNS}) VALUES ({'?,' * 22}?)"
+FRESH_INSERT = f"INSERT OR REPLACE INTO agent_index ({FRESH_COLUMNS}) VALUES ({'?,' * 20}?)"
 FORMER_COLUMNS = (
     "inode_key, root_id, ctime, kind, probed, hashed, hash_algo, hash_sample_size, sample_hash,"
     " full_hash, last_hashed_at, racy, metadata"
@@ -37,6 +36,7 @@ class IndexWriter:
     """Applies changes inside one transaction and keeps each root's count, bytes and digest.
 
     `told` is the highest number that the host has, or gets in a batch made before this change.
+    `fresh` are the rows that it has put in, whole, as long as `only_fresh` rows were changed.
     """
 
     def __init__(self, cache, db):
@@ -44,6 +44,9 @@ class IndexWriter:
         self.db = db
         self.now = cache.clock()
         self.told = cache.outbox.told
+        self.fresh = []
+        self.only_fresh = True
+        self.unsealed = set()  # folders that have no seal any more
 
     def apply(self, changes: list) -> None:
         fresh = []
@@ -54,10 +57,13 @@ class IndexWriter:
                     fresh.append(change)
                 else:
                     self.put(change)
+                    self.only_fresh = False
                 continue
-            if verb != "put_folder" and fresh:  # all others may concern a row before them
-                self.insert_fresh(fresh)
-                fresh = []
+            if verb != "put_folder":
+                self.only_fresh = False
+                if fresh:  # all others may concern a row before them
+                    self.insert_fresh(fresh)
+                    fresh = []
             self.apply_other(verb, change)
         self.insert_fresh(fresh)
 
@@ -65,7 +71,12 @@ class IndexWriter:
         if verb == "gone":
             self.gone(change)
         elif verb == "put_folder":
-            self.db.execute("INSERT OR REPLACE INTO agent_folder VALUES (?, ?, ?, ?)", change)
+            self.db.execute("INSERT OR REPLACE INTO agent_folder (id, root_id, parent_id, rel)"
+                            " VALUES (?, ?, ?, ?)", change)
+        elif verb == "seal_folder":
+            self.db.execute("UPDATE agent_folder SET seal = ? WHERE id = ?",
+                            (change.seal, change.id))
+            self.unsealed.discard(change.id)
         elif verb == "gone_folder":
             self.db.execute("DELETE FROM agent_folder WHERE id = ?", change)
         elif verb == "full_hash":
@@ -77,6 +88,7 @@ class IndexWriter:
         elif verb == "failed":
             self.failed(change)
         elif verb == "confirmed":
+            self.unseal(self.cache.folder_of(change.path))
             self.db.execute("UPDATE agent_index SET racy = ?, last_hashed_at = ?"
                             " WHERE path = ? AND inode_key = ?",
                             (int(change.racy), change.hashed_at, change.path, change.inode_key))
@@ -89,35 +101,57 @@ class IndexWriter:
     def finish(self) -> None:
         self.cache.roots.store_totals(self.db)
 
+    def unseal(self, folder_id: int | None) -> None:
+        """A row of this folder changes: the next scan must compare them one by one."""
+        if folder_id not in self.unsealed:
+            self.db.execute("UPDATE agent_folder SET seal = NULL WHERE id = ?"
+                            " AND seal IS NOT NULL", (folder_id,))
+            self.unsealed.add(folder_id)
+
     def insert_fresh(self, puts: list) -> None:
         """Rows for paths that cannot be in the index yet (the first scan of an empty cache)."""
         # The same path twice in one batch: the later one is right.
         seen = {put.path: put for put in puts}
-        self.db.executemany(FRESH_INSERT, [self.fresh_row(put) for put in seen.values()])
+        rows = self.rows_of(seen.values())
+        self.db.executemany(FRESH_INSERT, rows)
+        self.fresh += rows
+        for folder_id in {put.folder_id for put in puts}:
+            self.unseal(folder_id)
         if self.cache.error_count:
             for put in puts:
                 if put.facts is not None:
                     self.forget_failure(put.path, "read")
 
-    def fresh_row(self, put: PutFile) -> tuple:
-        """The values of FRESH_COLUMNS; the row counts in its root's sums from now on."""
-        _, _, size, mtime, ctime, key, _ = put.found
-        facts, kind, root_id = put.facts, put.kind, put.root_id
-        algo, sample_size, sample, full, at = facts or NO_FACTS
-        digest = row_digest(put.rel, key, kind, algo, sample, full, put.probed)
-        self.cache.roots.add(root_id, size, digest)
-        return (
-            put.path, key, size, mtime, ctime, 0 if facts is None else 1, algo, sample_size, sample,
-            full, self.now, at, root_id, put.folder_id, kind, put.reason, 1 if put.racy else 0,
-            self.cache.next_rev(), signed_digest(digest), inode_number(key),
-        )
-
-    def index_row(self, put: PutFile, moved_from: str | None) -> tuple:
-        return (*self.fresh_row(put), int(put.probed), moved_from, put.metadata)
+    def rows_of(self, puts) -> list:
+        """[values of FRESH_COLUMNS]; the rows count in their roots' sums from now on."""
+        rows, sums, rev, now = [], {}, self.cache.rev, self.now
+        for put in puts:
+            _, _, size, mtime, ctime, key, _ = put.found
+            facts, kind, root_id, probed = put.facts, put.kind, put.root_id, put.probed
+            algo, sample_size, sample, full, at = facts or NO_FACTS
+            digest = row_digest(put.rel, key, kind, algo, sample, full, probed)
+            if root_id not in sums:
+                sums[root_id] = [0, 0, 0]
+            count = sums[root_id]
+            count[0] += 1
+            count[1] += size
+            count[2] += digest
+            rev += 1
+            rows.append((
+                rev, put.path, key, size, mtime, ctime, 1 if probed else 0,
+                0 if facts is None else 1, algo, sample_size, sample, full, root_id, kind,
+                put.reason, now, at, put.folder_id, 1 if put.racy else 0, signed_digest(digest),
+                inode_number(key),
+            ))
+        self.cache.rev = rev
+        for root_id, count in sums.items():
+            self.cache.roots.add(root_id, *count)
+        return rows
 
     def put(self, put: PutFile) -> None:
         self.db.execute("DELETE FROM removed WHERE path = ? AND root_id = ?",
                         (put.path, put.root_id))
+        self.unseal(put.folder_id)
         old, moved_from = self.old_row(put.path), put.moved_from
         if moved_from == put.path:
             moved_from = None  # from one root to another round it: `replace` sees to it
@@ -127,13 +161,14 @@ class IndexWriter:
             moved_from = self.replace(old, put, moved_from)
         elif put.moved_from == put.path:
             moved_from = put.path
-        self.db.execute(INDEX_INSERT, self.index_row(put, moved_from))
+        row, = self.rows_of([put])
+        self.db.execute(INDEX_INSERT, (*row, moved_from, put.metadata))
         if put.facts is not None:
             self.forget_failure(put.path, "read")
 
     def replace(self, old: dict, put: PutFile, moved_from: str | None) -> str | None:
         """Another row takes the place of this one; where the host finds the new one's content."""
-        self.drop_totals(old)
+        self.drop_row(old)
         undelivered = old["rev"] > self.told
         if version_prefix(old["inode_key"]) == version_prefix(put.found.inode_key):
             if moved_from is None and undelivered:
@@ -164,7 +199,7 @@ class IndexWriter:
         old = self.old_row(put.moved_from)
         if old is None or version_prefix(old["inode_key"]) != version_prefix(put.found.inode_key):
             return put.moved_from
-        self.drop_totals(old)
+        self.drop_row(old)
         self.db.execute("DELETE FROM agent_index WHERE path = ?", (put.moved_from,))
         undelivered = old["rev"] > self.told
         if undelivered or old["root_id"] != put.root_id:
@@ -186,7 +221,7 @@ class IndexWriter:
         if old is None or old["root_id"] != change.root_id:
             return
         self.keep_former(change.path)
-        self.drop_totals(old)
+        self.drop_row(old)
         self.db.execute("DELETE FROM agent_index WHERE path = ?", (change.path,))
         if self.cache.error_count:
             # What ffprobe said waits for the file to turn up elsewhere, until forget_former.
@@ -227,10 +262,15 @@ class IndexWriter:
             self.cache.error_count -= done
 
     def old_row(self, path: str) -> dict | None:
-        names = ("root_id", "size", "digest", "rev", "inode_key", "moved_from", "rejected")
+        names = ("root_id", "size", "digest", "rev", "inode_key", "moved_from", "rejected",
+                 "folder_id")
         row = self.db.execute(f"SELECT {', '.join(names)} FROM agent_index WHERE path = ?",
                               (path,)).fetchone()
         return dict(zip(names, row)) if row else None
+
+    def drop_row(self, old: dict) -> None:
+        self.unseal(old["folder_id"])
+        self.drop_totals(old)
 
     def drop_totals(self, old: dict) -> None:
         if old["rejected"] is None:
@@ -252,7 +292,7 @@ class IndexWriter:
                             new["kind"], new["hash_algo"], new["sample_hash"], new["full_hash"],
                             new["probed"])
         self.drop_totals(old)
-        self.cache.roots.add(old["root_id"], old["size"], digest)
+        self.cache.roots.add(old["root_id"], 1, old["size"], digest)
         if old["rev"] <= self.told:
             values["moved_from"] = None  # the host has made that move; it must not try again
         values.update(digest=signed_digest(digest), rejected=None, rev=self.cache.next_rev())

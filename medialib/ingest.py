@@ -37,6 +37,7 @@ from .ingest_outline import (
     short_text,
     whole_number,
 )
+from .ingest_order import BatchOrder
 from .ingest_records import RecordChecker, RecordError, check_path, is_clean_text
 from .ingest_repeats import BatchRepeats, UnreadBatch, repeat_state
 from .scan_common import Classifier
@@ -52,6 +53,7 @@ class Ingest:
         self.catalog = catalog
         self.presence = presence
         self.repeats = BatchRepeats()
+        self.order = BatchOrder()
         self.counts = {"batches": 0, "files": 0, "rejected": 0, "repeated": 0}
 
     # -- hello -----------------------------------------------------------------------------------
@@ -89,6 +91,10 @@ class Ingest:
 
     def batch(self, body: dict | UnreadBatch, peer: str | None = None) -> dict:
         """Apply one batch; the answer comes after its commit."""
+        with self.order.under_way(peer):
+            return self._batch(body, peer)
+
+    def _batch(self, body: dict | UnreadBatch, peer: str | None) -> dict:
         if not isinstance(body, UnreadBatch):
             return self._read_batch(body, peer)
         answer = self._repeated(body, peer)
@@ -134,12 +140,23 @@ class Ingest:
         self.presence.contact(outline.agent_id, outline.instance, peer)
         records, errors = self._checked(outline)
         removed = self._checked_removals(outline, errors)
+        on_queued = None
+        if outline.rev is not None:
+            self.order.wait_for(outline.agent_id, outline.after_rev,
+                                lambda: self._last_rev(outline.agent_id), peer)
+            on_queued = functools.partial(self.order.note, outline.agent_id, outline.rev)
         answer = self.catalog.change(
-            lambda changes: self._apply(changes, outline, records, removed, errors, peer, unread))
+            lambda changes: self._apply(changes, outline, records, removed, errors, peer, unread),
+            on_queued)
         self.counts["batches"] += 1
         self.counts["files"] += answer["processed"]
         self.counts["rejected"] += len(errors)
         return answer
+
+    def _last_rev(self, agent_id: str) -> int:
+        with self.catalog.reader() as db:
+            agent = find_agent(db, agent_id)
+            return 0 if agent is None else agent.last_rev
 
     def _checked(self, outline: BatchOutline) -> tuple:
         prefix = ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import time
 
+from .cache_changes import SealFolder
 from .scan_common import to_text
 
 FLUSH_S = 2.0
@@ -22,6 +23,7 @@ class ChangeBuffer:
         self.on_stored = on_stored
         self.generation = cache.generation
         self.changes = []
+        self.seals = []  # of folders that were found at rest before any of `changes`
         self.recent = {}  # {inode_key: HashResult} of hard links that are not stored yet
         self.cursor = None
         self.since = time.monotonic()
@@ -29,17 +31,23 @@ class ChangeBuffer:
     def add(self, change) -> None:
         self.changes.append(change)
 
+    def seal(self, seal: SealFolder) -> None:
+        """The rows of this folder, in which nothing that waits here may have a part, are as found.
+        """
+        self.seals.append(seal)
+
     def flush_if_due(self) -> None:
-        if len(self.changes) >= self.batch_size or time.monotonic() - self.since >= FLUSH_S:
+        waiting = max(len(self.changes), len(self.seals))
+        if waiting >= self.batch_size or time.monotonic() - self.since >= FLUSH_S:
             self.flush()
 
     def flush(self) -> None:
         self.since = time.monotonic()
-        if not self.changes and self.cursor is None:
+        if not self.changes and not self.seals and self.cursor is None:
             return
-        changes, cursor = self.changes, self.cursor
-        self.changes, self.cursor, self.recent = [], None, {}
-        self.cache.commit(changes, cursor, self.generation)
+        changes, seals, cursor = self.changes, self.seals, self.cursor
+        self.changes, self.seals, self.cursor, self.recent = [], [], None, {}
+        self.cache.commit(seals + changes, cursor, self.generation)
         if changes:
             self.on_stored()
 

@@ -10,7 +10,14 @@ import errno
 import os
 import time
 
-from .cache_changes import ClearFailure, Failure, GoneFile, GoneFolder, PutFile, PutFolder
+from .cache_changes import (
+    ClearFailure,
+    Failure,
+    GoneFile,
+    GoneFolder,
+    PutFile,
+    PutFolder,
+)
 from .hash_window import (
     CAREFUL_FILES,
     RACY_S,
@@ -25,6 +32,7 @@ from .root_volume import RootOffline
 from .scan_buffer import ChangeBuffer, error_class, error_text
 from .scan_common import parent_of, same_version, to_native, to_text
 from .scan_moves import MoveFinder
+from .scan_seal import FolderSeals
 from .walk import FileProblem, NamesAsText, files_at_rest, find_files, walk_folders
 
 BIG_FOLDER = 2000
@@ -51,7 +59,7 @@ class RootScan:
         self.known_at_host = known_at_host
         self.buffer = ChangeBuffer(cache, plan.batch_size, on_stored or list)
         self.new_folders = {}
-        self.next_folders = {}  # {rel: number} of known folders that the walk comes to soon
+        self.next_folders = {}  # {rel: (number, seal)} of known ones that the walk comes to soon
         self.ledger = {}
         self.inodes_stable = True
         self.rel_start = 0  # where relative paths begin in those of the present folder's files
@@ -73,6 +81,7 @@ class RootScan:
             self.first or not is_renumbered(self.cache, self.root))
         careful = CAREFUL_FILES if self.cache.get_meta("unclean") == "1" else 0
         self.cache.set_meta("unclean", "1")
+        self.seals = FolderSeals(self.cache, self.buffer, self.plan)
         with HashWindow(self, self.info, careful=careful) as self.window:
             self.moves = MoveFinder(self, self.window)
             self._walk_all()
@@ -121,26 +130,37 @@ class RootScan:
     def _folder(self, listing) -> None:
         self._account(listing.counts)
         self.stats.current_path = self.root.file_path(listing.rel)
-        folder_id, is_new = self._folder_id(listing)
+        folder_id, is_new, known_seal = self._folder_id(listing)
         if listing.error is not None:
             self._folder_error(listing)
         elif self.cache.failure(self.root.file_path(listing.rel), "list") is not None:
             self.buffer.add(ClearFailure(self.root.file_path(listing.rel), "list"))
         prefix = self.root.file_path(listing.rel + "/" if listing.rel else "")
         self.rel_start = len(self.root.prefix())
-        rows = [] if is_new else self.cache.at_rest(
-            folder_id, self.plan.algo, self.plan.sample_size, BIG_FOLDER + 1)
-        if len(listing.names) > BIG_FOLDER or len(rows) > BIG_FOLDER:
-            self._compare_big(listing, folder_id, prefix)
-        elif rows and listing.error is None and files_at_rest(listing, prefix) == set(rows):
-            self.stats.seen += len(rows)
-            self.stats.unchanged += len(rows)
-            self._account({"unchanged": len(rows)})
+        seal = None if is_new else self.seals.seal(listing)
+        if seal is not None and seal == known_seal:
+            self._unchanged(len(listing.names))
         else:
-            self._compare_small(listing, folder_id, prefix, bool(rows))
+            self._compare_rows(listing, folder_id, is_new, prefix, seal)
         if not is_new and listing.error is None:
             self._gone_folders(listing, folder_id)
         self.window.mark(listing.rel)
+
+    def _compare_rows(self, listing, folder_id: int, is_new: bool, prefix: str, seal) -> None:
+        rows = [] if is_new else self.seals.rows_at_rest(folder_id, BIG_FOLDER + 1)
+        if len(listing.names) > BIG_FOLDER or len(rows) > BIG_FOLDER:
+            self._compare_big(listing, folder_id, prefix)
+        elif rows and listing.error is None and files_at_rest(listing, prefix) == set(rows):
+            self._unchanged(len(rows))
+            if seal is not None:
+                self.seals.keep(folder_id, seal, rows)
+        else:
+            self._compare_small(listing, folder_id, prefix, bool(rows))
+
+    def _unchanged(self, files: int) -> None:
+        self.stats.seen += files
+        self.stats.unchanged += files
+        self._account({"unchanged": files})
 
     def _account(self, counts: dict) -> None:
         """Everything that is met is in the ledger: first what the listings hold, by LEDGER_KEYS,
@@ -152,13 +172,14 @@ class RootScan:
             self.ledger[key] = self.ledger.get(key, 0) + count
 
     def _folder_id(self, listing) -> tuple:
-        """(number, whether the folder is new)."""
+        """(number, whether the folder is new, its seal or None)."""
         roots = self.cache.roots
-        folder_id = self.next_folders.pop(listing.rel, None)
-        if folder_id is None:
-            folder_id = roots.folder_id(self.root.id, listing.rel)
+        known = self.next_folders.pop(listing.rel, None)
+        if known is not None:
+            return known[0], False, known[1]
+        folder_id = roots.folder_id(self.root.id, listing.rel)
         if folder_id is not None:
-            return folder_id, False
+            return folder_id, False, roots.seal_of(folder_id)
         parent = None
         if listing.rel:
             parent_rel = parent_of(listing.rel)
@@ -168,7 +189,7 @@ class RootScan:
         folder_id = roots.new_folder_id()
         self._remember_new(listing.rel, folder_id)
         self.buffer.add(PutFolder(folder_id, self.root.id, parent, listing.rel))
-        return folder_id, True
+        return folder_id, True, None
 
     def _remember_new(self, rel: str, folder_id: int) -> None:
         """Only the ancestors of the present folder are needed, and only until they are stored."""
@@ -314,12 +335,12 @@ class RootScan:
             return
         present = set(listing.subfolders)
         present.update(name for name in listing.held if not self._is_nested_root(listing, name))
-        for child_id, rel in children:
+        for child_id, rel, seal in children:
             if rel.rpartition("/")[2] not in present:
                 check_still_mounted(self.native, self.info)
                 self._gone_tree(child_id, rel)
             elif len(children) <= CHILDREN_KEPT:
-                self.next_folders[rel] = child_id
+                self.next_folders[rel] = (child_id, seal)
 
     def _is_nested_root(self, listing, name: str) -> bool:
         """Files below a folder that has become a root of its own are catalogued there now."""
@@ -331,7 +352,7 @@ class RootScan:
         waiting = [(folder_id, rel)]
         while waiting:
             current, rel = waiting.pop()
-            waiting.extend(self.cache.roots.child_folders(current))
+            waiting.extend(row[:2] for row in self.cache.roots.child_folders(current))
             self.buffer.add(ClearFailure(self.root.file_path(rel), "list"))
             for part in self.cache.folder_paths(current):
                 for path, root_id in part:

@@ -11,12 +11,16 @@ import os
 import shutil
 import stat
 import time
+import types
 
 from medialib import hash_window, scan_passes
 from medialib.agent_cache import AgentCache
 from medialib.agent_identity import AgentIdentity
 from medialib.agent_service import AgentService
 from medialib.http_client import PeerError
+from medialib.scan_common import Classifier
+from medialib.scan_seal import FolderSeals
+from medialib.walk import files_at_rest, walk_folders
 from tests.toy_host import ToyHost, ToyTransport, identity_of
 
 SAMPLE = 4096
@@ -192,6 +196,23 @@ class World:
             assert root.bytes == sum(row[1] for row in mine)
             assert root.digest == sum(row[2] for row in mine) % (1 << 64)
         assert self.cache.outbox.undelivered() == 0
+        self.check_seals()
+
+    def check_seals(self) -> None:
+        """A folder whose seal a scan would find again has exactly the rows of its files."""
+        plan = types.SimpleNamespace(algo="sha256", sample_size=SAMPLE)
+        seals = FolderSeals(self.cache, None, plan)
+        for root in self.cache.roots.all():
+            if root.parked or not os.path.isdir(root.path):
+                continue
+            for listing in walk_folders(root.path, classifier=Classifier({}),
+                                        root_device=os.stat(root.path).st_dev):
+                folder_id = self.cache.roots.folder_id(root.id, listing.rel)
+                seal = folder_id and self.cache.roots.seal_of(folder_id)
+                if seal is not None and seal == seals.seal(listing):
+                    prefix = root.file_path(listing.rel + "/" if listing.rel else "")
+                    assert set(seals.rows_at_rest(folder_id, 10_000)) == files_at_rest(
+                        listing, prefix)
 
     def check_quiet(self) -> None:
         """A second scan opens nothing and posts nothing but the ends of the roots (I4)."""

@@ -7,15 +7,19 @@ import os
 import shutil
 import subprocess
 import time
+import types
 
 import pytest
 
 from medialib import hash_window, root_check, root_volume, scan_passes
 from medialib.agent_cache import AgentCache
+from medialib.cache_changes import GoneFile
 from medialib.ffprobe import Ffprobe
 from medialib.hashing import FileChanging
 from medialib.http_client import PeerUnreachable
 from medialib.probe_run import ProbeFailed
+from medialib.scan_buffer import ChangeBuffer
+from medialib.scan_seal import FolderSeals
 from tests import support
 from tests.agent_world import OpenCounter, World, age
 
@@ -476,3 +480,127 @@ def test_clearing_in_the_middle_of_a_scan(world):
     world.sync()
     world.check()
     world.check_quiet()
+
+
+# Seals
+
+def sealed(world) -> set:
+    """Relative paths of the folders that have a seal."""
+    return {rel for rel, seal in world.cache.store.rows("SELECT rel, seal FROM agent_folder")
+            if seal is not None}
+
+
+def sealed_world(world) -> None:
+    fill(world, ("a.txt", "f/b.mkv", "f/c.jpg", "g/d.txt"))
+    world.sync()
+    world.check_quiet()
+    assert sealed(world) == {"", "f", "g"}
+
+
+def test_a_sealed_folder_is_compared_without_its_rows(world):
+    sealed_world(world)
+    statements = []
+    world.cache.store.db.set_trace_callback(statements.append)
+    world.check_quiet()
+    world.cache.store.db.set_trace_callback(None)
+    assert not [text for text in statements if "FROM agent_index WHERE folder_id" in text]
+    assert world.service.stats.unchanged == 4
+
+
+def rewrite_with_its_time(path) -> None:
+    seen = os.stat(path)
+    with open(path, "r+b") as file:
+        file.write(b"!")
+    os.utime(path, ns=(seen.st_atime_ns, seen.st_mtime_ns))
+
+
+def replace_with_its_time(path) -> None:
+    seen = os.stat(path)
+    with open(path + ".new", "wb") as file:
+        file.write(b"?" * seen.st_size)
+    os.utime(path + ".new", ns=(seen.st_atime_ns, seen.st_mtime_ns))
+    os.replace(path + ".new", path)
+
+
+def swap_names(path) -> None:
+    other = os.path.join(os.path.dirname(path), "c.jpg")
+    os.rename(path, path + ".tmp")
+    os.rename(other, path)
+    os.rename(path + ".tmp", other)
+
+
+@pytest.mark.parametrize("change", [
+    rewrite_with_its_time, replace_with_its_time, swap_names, os.remove,
+    lambda path: os.rename(path, path + ".mkv"),
+    lambda path: os.rename(path, os.path.join(os.path.dirname(path), "..", "g", "b.mkv")),
+    lambda path: shutil.copy(path, path + ".copy"),
+    lambda path: os.link(path, os.path.join(os.path.dirname(path), "..", "b2.mkv")),
+], ids=["content", "replaced", "swapped", "removed", "renamed", "moved", "copied", "linked"])
+def test_a_seal_hides_no_change(world, change):
+    sealed_world(world)
+    change(world.path("f", "b.mkv"))
+    world.sync()
+    world.check()
+    assert "f" not in sealed(world)
+    world.check_quiet()
+    world.check_quiet()
+    assert "f" in sealed(world)
+    world.check()
+
+
+def test_a_folder_that_looks_again_as_it_was_is_compared_by_its_rows(world):
+    """A file system that was set back shows what the seal was made of, but the index moved on."""
+    sealed_world(world)
+    path = world.path("f", "b.mkv")
+    [seal] = world.cache.store.one("SELECT seal FROM agent_folder WHERE rel = 'f'")
+    os.rename(path, world.path("g", "b.mkv"))
+    world.sync()
+    assert world.cache.store.one("SELECT seal FROM agent_folder WHERE rel = 'f'") == (None,)
+    assert seal is not None
+    world.check()
+
+
+def test_other_hashes_are_asked_for_in_sealed_folders(world):
+    sealed_world(world)
+    world.host.config["hash_sample_size"] = 2 * 4096
+    with OpenCounter() as opened:
+        world.sync()
+    assert len(opened.paths) == 4
+
+
+def test_a_folder_with_a_file_that_could_not_be_read_gets_no_seal(world, monkeypatch):
+    fill(world, ("a.txt", "f/b.mkv"))
+    real = hash_window.sample_hash_file
+
+    def unreadable(path, *arguments, **named):
+        if path.endswith("b.mkv"):
+            raise OSError(5, "Input/output error")
+        return real(path, *arguments, **named)
+
+    monkeypatch.setattr(hash_window, "sample_hash_file", unreadable)
+    for _ in range(3):
+        world.scan()
+        world.deliver()
+    assert sealed(world) == {""}
+    monkeypatch.undo()
+
+
+def test_what_waits_to_be_stored_breaks_the_seal_of_its_folder(world):
+    """The other root's file takes over the row of one that is there again when its folder comes."""
+    sealed_world(world)
+    cache = world.cache
+    [folder_id] = cache.store.one("SELECT id FROM agent_folder WHERE rel = 'f'")
+    plan = types.SimpleNamespace(algo="sha256", sample_size=4096, batch_size=100)
+    buffer = ChangeBuffer(cache, 100, list)
+    seals = FolderSeals(cache, buffer, plan)
+    rows = seals.rows_at_rest(folder_id, 100)
+    assert len(rows) == 2
+    buffer.add(GoneFile(1, world.path("f", "b.mkv")))
+    seals.keep(folder_id, b"seal", rows)
+    buffer.flush()
+    assert "f" not in sealed(world)
+    rows = seals.rows_at_rest(folder_id, 100)
+    seals.keep(folder_id, b"seal", rows)
+    buffer.add(GoneFile(1, world.path("f", "c.jpg")))
+    buffer.flush()
+    assert "f" not in sealed(world)

@@ -69,6 +69,7 @@ def test_the_outbox_is_bounded_and_nothing_is_lost(world, monkeypatch):
 
 def test_a_file_that_changes_every_day_waits_once_or_twice(world):
     """What waits follows the number of files; the batch that may have been executed stays."""
+    world.service.delivery.transport.batches_at_once = 1
     world.sync()
     fill(world, 8)
     world.scan()
@@ -239,13 +240,15 @@ def test_payloads_of_an_older_agent_are_delivered_as_they_are(world):
     world.host.posts.clear()
     world.host._root_of_strangers = world.roots[0]
     posts = []
-    real = world.service.delivery.transport.batch
+    real = world.service.delivery.transport.begin_batch
 
-    def batch(outline, files, gzip=False):
+    def begin_batch(outline, files, gzip=False):
         posts.append({**outline, "files": [json.loads(text) for text in files]})
-        return real(outline, files, gzip) if "rev" in outline else {"ok": True, "errors": []}
+        if "rev" in outline:
+            return real(outline, files, gzip)
+        return AnsweredCall({"ok": True, "errors": []})
 
-    world.service.delivery.transport.batch = batch
+    world.service.delivery.transport.begin_batch = begin_batch
     world.sync()
     assert posts[0]["batch_id"] == "old"
     assert posts[0]["files"] == [record]
@@ -261,6 +264,108 @@ def test_a_refused_host_is_waited_for(world):
     for _ in range(3):
         assert not world.deliver()
     assert world.deliver()
+    world.check()
+
+
+class WatchedCalls:
+    """Which batches are under way, and in what order they were posted and answered."""
+
+    def __init__(self, transport):
+        self.real = transport.begin_batch
+        self.now = self.most = 0
+        self.posted, self.answered, self.gone = [], [], 0
+        transport.begin_batch = self.begin_batch
+
+    def begin_batch(self, outline, files, gzip=False):
+        self.posted.append((outline["after_rev"], outline["rev"]))
+        self.now += 1
+        self.most = max(self.most, self.now)
+        return WatchedCall(self, outline["rev"], self.real(outline, files, gzip))
+
+
+class WatchedCall:
+    def __init__(self, calls, rev, call):
+        self.calls = calls
+        self.rev = rev
+        self.call = call
+
+    def finish(self):
+        self.calls.now -= 1
+        self.calls.answered.append(self.rev)
+        return self.call.finish()
+
+    def abandon(self):
+        self.calls.now -= 1
+        self.calls.gone += 1
+        self.call.abandon()
+
+
+def test_whole_batches_are_posted_while_the_host_is_at_work_on_others(world):
+    fill(world, 20)
+    world.scan()
+    calls = WatchedCalls(world.service.delivery.transport)
+    assert world.deliver()
+    assert calls.most == 3
+    assert calls.now == calls.gone == 0
+    assert calls.answered == [rev for _, rev in calls.posted]
+    assert [after for after, _ in calls.posted[1:]] == calls.answered[:-1]
+    assert calls.posted[-1][1] == 20
+    world.check()
+
+
+def test_lost_answers_to_several_batches_change_no_numbers(world):
+    fill(world, 12)
+    world.scan()
+    world.host.fail = ["after"] * 3
+    assert not world.deliver()
+    kept = [row[0] for row in outbox_rows(world)]
+    assert len(kept) == 3
+    rev = world.cache.rev
+    world.restart()
+    world.host.posts.clear()
+    assert world.deliver()
+    assert [post["batch_id"] for post in world.host.posts if post["files"]][:3] == kept
+    assert world.cache.rev == rev
+    world.check()
+
+
+@pytest.mark.parametrize("failure", ["before", "after", PeerRefused(503, "busy"),
+                                     PeerRefused(413, "large"), PeerRefused(409, "held")])
+@pytest.mark.parametrize("before", [0, 1, 2])
+def test_no_batch_behind_a_failed_one_is_lost(world, before, failure):
+    fill(world, 20)
+    world.scan()
+    calls = WatchedCalls(world.service.delivery.transport)
+    world.host.fail = [None] * before + [failure]
+    while not world.deliver():
+        assert calls.now == 0
+    world.check()
+    world.check_quiet()
+
+
+def test_the_rows_of_a_first_scan_are_not_read_for_their_batches(world):
+    fill(world, 20)
+    world.scan()
+    statements = []
+    world.cache.store.db.set_trace_callback(statements.append)
+    assert world.deliver()
+    world.cache.store.db.set_trace_callback(None)
+    read = [text for text in statements if text.startswith("SELECT rev, path")]
+    assert len(read) <= 1  # the one that finds no more
+    world.check()
+
+
+def test_rows_that_changed_since_they_were_stored_are_read_again(world):
+    fill(world, 6)
+    world.scan()
+    world.write("f1/n01.txt", b"other")
+    os.remove(world.path("f2/n02.txt"))
+    world.scan()
+    world.host.posts.clear()
+    assert world.deliver()
+    sent = [record["path"] for post in world.host.posts for record in post["files"]]
+    assert sorted(sent) == sorted(world.path(f"f{number % 3}/n{number:02}.txt")
+                                  for number in range(6) if number != 2)
     world.check()
 
 
@@ -284,14 +389,14 @@ def test_a_heartbeat_beside_a_post_changes_no_numbers(world):
     fill(world, 3)
     world.scan()
     transport, link = world.service.delivery.transport, world.service.link
-    real = transport.batch
+    real = transport.begin_batch
 
-    def batch(outline, files, gzip=False):
-        answer = real(outline, files, gzip)
+    def begin_batch(outline, files, gzip=False):
+        call = real(outline, files, gzip)
         link.hello()  # it tells the new number before we have the answer
-        return answer
+        return call
 
-    transport.batch = batch
+    transport.begin_batch = begin_batch
     rev = world.cache.rev
     assert world.deliver()
     assert world.cache.rev == rev
@@ -341,6 +446,16 @@ def test_a_short_run_does_what_the_host_asks_for(world):
     world.service.stop()
 
 
+class AnsweredCall:
+    """A call that is over when it begins."""
+
+    def __init__(self, answer: dict):
+        self.answer = answer
+
+    def finish(self):
+        return self.answer
+
+
 class OlderClient:
     """An HTTP client whose host speaks only the part of seed.md."""
 
@@ -358,6 +473,12 @@ class OlderClient:
         assert not gzip
         self.posts.append(json.loads(body))
         return {"status": "ok"}
+
+    def begin_post(self, path, body, **options):
+        return AnsweredCall(self.post(path, body, **options))
+
+    def is_busy(self):
+        return False
 
 
 def test_an_older_host_gets_plain_batches(world):

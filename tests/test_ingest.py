@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 import math
 import uuid
@@ -159,6 +160,24 @@ def test_gap_in_the_numbers_is_refused_with_where_to_go_on(world):
     old = ingest.batch(batch([record(size=9)], after_rev=0, rev=3), "10.0.0.1")
     assert (old["processed"], old["errors"]) == (1, [])
     assert stored_files(catalog)["/m/a.mkv"]["size"] == 7
+
+
+def test_a_batch_that_overtook_the_one_before_it_waits_for_it(world):
+    catalog, ingest = world
+    outline = {"agent": {"id": "4f0f4f40-0000-4000-8000-000000000001", "name": "box"},
+               "root": "/m"}
+    first = batch([record("/m/a.mkv")], **outline, after_rev=0, rev=1)
+    second = batch([record("/m/b.mkv")], **outline, after_rev=1, rev=2)
+    with ingest.order.under_way("10.0.0.1"), \
+            concurrent.futures.ThreadPoolExecutor() as pool:
+        late = pool.submit(ingest.batch, second, "10.0.0.1")
+        with pytest.raises(concurrent.futures.TimeoutError):
+            late.result(0.2)
+        assert ingest.batch(first, "10.0.0.1")["processed"] == 1
+        assert late.result(5)["processed"] == 1
+    with catalog.reader() as db:
+        assert db.execute("SELECT last_rev FROM agent").fetchone() == (2,)
+        assert db.execute("SELECT count(*) FROM file").fetchone() == (2,)
 
 
 def test_older_agent_reposting_costs_no_write(world):

@@ -10,7 +10,7 @@ import hashlib
 import json
 import uuid
 
-from medialib.http_client import PeerRefused, PeerUnreachable
+from medialib.http_client import PeerError, PeerRefused, PeerUnreachable
 
 PLAIN_KINDS = ("video", "image", "subtitle", "xml", "other", "unknown", "junk")
 
@@ -296,8 +296,29 @@ class ToyHost:
         return sum(len(post["files"]) + len(post["removed"]) for post in self.posts)
 
 
+class ToyCall:
+    """A batch that the host has carried out, or refused, before anybody asks for its answer."""
+
+    def __init__(self, host: ToyHost, body: dict, gzip: bool):
+        self.answer = self.error = None
+        try:
+            self.answer = host.batch(body, gzip)
+        except PeerError as error:
+            self.error = error
+
+    def finish(self):
+        if self.error is not None:
+            raise self.error
+        return self.answer
+
+    def abandon(self):
+        pass
+
+
 class ToyTransport:
     """One thread's way to a ToyHost."""
+
+    batches_at_once = 3
 
     def __init__(self, host: ToyHost):
         self.host = host
@@ -308,7 +329,11 @@ class ToyTransport:
         return self.host.hello(body)
 
     def batch(self, outline, files, gzip=False):
-        return self.host.batch({**outline, "files": [json.loads(text) for text in files]}, gzip)
+        return self.begin_batch(outline, files, gzip).finish()
+
+    def begin_batch(self, outline, files, gzip=False):
+        body = {**outline, "files": [json.loads(text) for text in files]}
+        return ToyCall(self.host, body, gzip)
 
     def folders(self, body):
         return self.host.folders(body)

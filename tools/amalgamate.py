@@ -22,9 +22,10 @@ SHARED = [
     "base", "late", "app_folder", "scan_common", "settings", "walk", "mounts", "hashing", "leash",
     "probe_run", "ffprobe", "sqlite_store", "http_body", "http_gate", "http_deadline", "http_json",
     "http_answer", "http_listener", "http_shares", "http_server", "http_client", "progress",
-    "cache_schema", "cache_changes", "cache_batch", "cache_outbox", "index_writer", "cache_roots",
+    "cache_schema", "cache_changes", "cache_batch", "cache_feed", "cache_outbox", "index_writer",
+    "cache_roots",
     "agent_cache", "scan_buffer", "scan_plan", "hash_window", "root_volume", "root_check",
-    "scan_moves", "scan_pipeline", "scan_passes", "scan_run", "delivery", "host_link",
+    "scan_moves", "scan_seal", "scan_pipeline", "scan_passes", "scan_run", "delivery", "host_link",
     "agent_service", "stop_signals",
 ]
 AGENT = [
@@ -38,7 +39,7 @@ SERVER = [
     "ingest_repeats", "catalog_filter", "catalog_folders", "catalog_tokens", "catalog_copies",
     "catalog_propose", "catalog_words", "catalog_places", "catalog_by_path", "catalog_sections",
     "catalog_sample", "catalog_skip", "catalog_files", "catalog_changes", "catalog_facets",
-    "catalog_same_folders", "ingest_outline", "ingest", "local_scan", "web_assets",
+    "catalog_same_folders", "ingest_outline", "ingest_order", "ingest", "local_scan", "web_assets",
     "catalog_forget", "catalog_reclassify", "server_agents", "server_turns", "server_events",
     "server_export", "server_metrics", "server_openapi", "server_routes", "allocator", "server_cli",
 ]
