@@ -31,81 +31,81 @@ here, `there` where in the module: that maps a traceback back.
     4962     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
     5098     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
     5249     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
-    5340      7  medialib/cache_feed.py: Rows on their way from the scan to the host: just stored, so that nobody need read them again.
-    5387     20  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    5745     10  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    6045     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    6343     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6694     11  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6759     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6902     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    7222     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    7346     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    7454     13  medialib/scan_moves.py: Where the content of a file that is new at its path was known before: a move, or a hard link.
-    7533     13  medialib/scan_seal.py: A folder's seal: what its files looked like when all of them were as the index says.
-    7581     38  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    7947     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    8255     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    8465     24  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    8870     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    9064     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    9444     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
-    9474     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
-    9736     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
-    9917     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
-   10246     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
-   10420     14  medialib/catalog_facts.py: What is known of a file beside its stamps: hashes, ffprobe's answer, what could not be done; and
-   10520     25  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
-   10860     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
-   11104     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
-   11243     14  medialib/catalog_word_sql.py: What SQLite itself can tell of a search: conditions that every match fulfils.
-   11341     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
-   11395     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
-   11495     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
-   11607     11  medialib/catalog_show.py: Files as the API shows them.
-   11654     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
-   11871     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
-   11939     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
-   12038     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
-   12305     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
-   12458     22  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
-   12653     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
-   12782     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
-   13140     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
-   13209     25  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
-   13505     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
-   13608     13  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
-   13650     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
-   13807     10  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
-   14035      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
-   14072     10  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
-   14186     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
-   14310     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
-   14485     10  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
-   14516     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
-   14775     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   15018     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   15059     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   15276     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
-   15507     15  medialib/ingest_outline.py: The outline of what agents send: who speaks, of which root, how much; all but the records.
-   15630      9  medialib/ingest_order.py: Batches of one agent that are under way together: each is applied behind the one before it.
-   15685     45  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   16004     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   16135      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   16176      1  medialib/web/: The files of the web UI.
-   20452     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   20551     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   20622     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   20796     14  medialib/server_turns.py: Lists of the catalogue are made a few at a time, however many ask at once.
-   20822     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   20910     18  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   21057      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   21138      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   21181     47  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   21492     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
-   21517     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+    5340     10  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5646      8  medialib/cache_feed.py: Rows on their way from the scan to the host: just stored, so that nobody need read them again.
+    5693     20  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    6051     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    6349     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6700     11  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6765     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6908     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    7231     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    7355     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    7463     13  medialib/scan_moves.py: Where the content of a file that is new at its path was known before: a move, or a hard link.
+    7542     13  medialib/scan_seal.py: A folder's seal: what its files looked like when all of them were as the index says.
+    7590     38  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    7958     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    8266     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    8476     24  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    8881     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    9075     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    9455     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
+    9485     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
+    9747     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
+    9928     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
+   10257     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
+   10431     14  medialib/catalog_facts.py: What is known of a file beside its stamps: hashes, ffprobe's answer, what could not be done; and
+   10531     25  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
+   10871     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
+   11115     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
+   11254     14  medialib/catalog_word_sql.py: What SQLite itself can tell of a search: conditions that every match fulfils.
+   11352     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
+   11406     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
+   11506     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
+   11618     11  medialib/catalog_show.py: Files as the API shows them.
+   11665     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
+   11910     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
+   11978     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
+   12077     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
+   12344     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
+   12497     22  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
+   12692     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
+   12821     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
+   13179     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
+   13248     25  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
+   13544     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
+   13647     13  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
+   13689     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
+   13846     10  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
+   14074      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
+   14111     10  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
+   14225     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
+   14349     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
+   14524     10  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
+   14555     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
+   14814     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   15057     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   15098     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   15315     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   15546     15  medialib/ingest_outline.py: The outline of what agents send: who speaks, of which root, how much; all but the records.
+   15669      9  medialib/ingest_order.py: Batches of one agent that are under way together: each is applied behind the one before it.
+   15724     45  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   16043     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   16174      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   16215      1  medialib/web/: The files of the web UI.
+   20491     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   20590     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   20661     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   20835     14  medialib/server_turns.py: Lists of the catalogue are made a few at a time, however many ask at once.
+   20861     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   20949     18  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   21096      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   21177      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   21220     47  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   21531     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
+   21556     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: 676b1ca7f3a16c2a0a076768bd4c08b02441a9bae830dd92a91747aab23ff557
+# sha256 of all below this line: 8cd3073ecbc1fbd1a4439e40f6fb066f94e014517116301490f10ab783a6fddc
 
 from __future__ import annotations
 
@@ -5248,10 +5248,10 @@ class KnownContent(NamedTuple):
 
 PLAIN_RECORD_COLUMNS = (
     "rev, path, inode_key, size, mtime, ctime, probed, hashed, hash_algo, hash_sample_size,"
-    " sample_hash, full_hash, root_id, kind, reason"
+    " sample_hash, full_hash, root_id, kind"
 )
-PLAIN_RECORD_WIDTH = 15
-RECORD_COLUMNS = f"{PLAIN_RECORD_COLUMNS}, moved_from, metadata"
+PLAIN_RECORD_WIDTH = 14
+RECORD_COLUMNS = f"{PLAIN_RECORD_COLUMNS}, reason, moved_from, metadata"
 
 
 class Batch:
@@ -5333,7 +5333,313 @@ def root_wire_path(root, path: str) -> str:
 
 
 # =================================================================================================
-# medialib/cache_feed.py, from its line 7
+# medialib/index_writer.py, from its line 10
+# Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+# =================================================================================================
+
+# A row that is new in every respect leaves out what it cannot have: SQLite's own default is quicker
+# than handing a None to sqlite3, which asks for an adapter of it each time.
+FRESH_COLUMNS = (
+    f"{PLAIN_RECORD_COLUMNS}, last_seen, last_hashed_at, folder_id, racy, digest, ino"
+)
+FRESH_WIDTH = 20
+INDEX_COLUMNS = f"{FRESH_COLUMNS}, reason, moved_from, metadata"
+INDEX_INSERT = f"INSERT OR REPLACE INTO agent_index ({INDEX_COLUMNS}) VALUES ({'?,' * 22}?)"
+FRESH_INSERT = f"INSERT OR REPLACE INTO agent_index ({FRESH_COLUMNS}) VALUES ({'?,' * 19}?)"
+FORMER_COLUMNS = (
+    "inode_key, root_id, ctime, kind, probed, hashed, hash_algo, hash_sample_size, sample_hash,"
+    " full_hash, last_hashed_at, racy, metadata"
+)
+NO_FACTS = (None, None, None, None, None)
+# Under the path that the host knows: a move that was not delivered is news only to us.
+KEEP_FORMER = (
+    f"INSERT INTO former (path, {FORMER_COLUMNS}) SELECT CASE WHEN rev > ? THEN"
+    f" coalesce(moved_from, path) ELSE path END, {FORMER_COLUMNS} FROM agent_index"
+)
+
+
+def signed_digest(value: int) -> int:
+    """A 64-bit digest as SQLite's signed integer."""
+    return value - DIGEST_MODULUS if value >= DIGEST_MODULUS // 2 else value
+
+
+class IndexWriter:
+    """Applies changes inside one transaction and keeps each root's count, bytes and digest.
+
+    `told` is the highest number that the host has, or gets in a batch made before this change.
+    `fresh` are the rows that it has put in (values of FRESH_COLUMNS, behind them the reason if
+    there is one), which is all that it changed as long as it did `only_fresh` ones.
+    """
+
+    def __init__(self, cache, db):
+        self.cache = cache
+        self.db = db
+        self.now = cache.clock()
+        self.told = cache.outbox.told
+        self.fresh = []
+        self.only_fresh = True
+        self.unsealed = set()  # folders that have no seal any more
+
+    def apply(self, changes: list) -> None:
+        fresh = []
+        for change in changes:
+            verb = change.verb
+            if verb == "put":
+                if change.fresh and not change.probed and change.moved_from is None:
+                    fresh.append(change)
+                else:
+                    self.put(change)
+                    self.only_fresh = False
+                continue
+            if verb != "put_folder":
+                self.only_fresh = False
+                if fresh:  # all others may concern a row before them
+                    self.insert_fresh(fresh)
+                    fresh = []
+            self.apply_other(verb, change)
+        self.insert_fresh(fresh)
+
+    def apply_other(self, verb: str, change) -> None:
+        if verb == "gone":
+            self.gone(change)
+        elif verb == "put_folder":
+            self.db.execute("INSERT OR REPLACE INTO agent_folder (id, root_id, parent_id, rel)"
+                            " VALUES (?, ?, ?, ?)", change)
+        elif verb == "seal_folder":
+            self.db.execute("UPDATE agent_folder SET seal = ? WHERE id = ?",
+                            (change.seal, change.id))
+            self.unsealed.discard(change.id)
+        elif verb == "gone_folder":
+            self.db.execute("DELETE FROM agent_folder WHERE id = ?", change)
+        elif verb == "full_hash":
+            self.update(change.path, change.inode_key, full_hash=change.full_hash)
+            self.forget_failure(change.path, "full")
+        elif verb == "described":
+            self.update(change.path, change.inode_key, metadata=change.metadata, probed=1)
+            self.forget_failure(change.path, "probe")
+        elif verb == "failed":
+            self.failed(change)
+        elif verb == "confirmed":
+            self.unseal(self.cache.folder_of(change.path))
+            self.db.execute("UPDATE agent_index SET racy = ?, last_hashed_at = ?"
+                            " WHERE path = ? AND inode_key = ?",
+                            (int(change.racy), change.hashed_at, change.path, change.inode_key))
+            self.forget_failure(change.path, "read")
+        elif verb == "clear_failure":
+            self.forget_failure(change.path, change.stage)
+        else:
+            raise MedialibError(f"not a change: {change!r}")
+
+    def finish(self) -> None:
+        self.cache.roots.store_totals(self.db)
+
+    def unseal(self, folder_id: int | None) -> None:
+        """A row of this folder changes: the next scan must compare them one by one."""
+        if folder_id not in self.unsealed:
+            self.db.execute("UPDATE agent_folder SET seal = NULL WHERE id = ?"
+                            " AND seal IS NOT NULL", (folder_id,))
+            self.unsealed.add(folder_id)
+
+    def insert_fresh(self, puts: list) -> None:
+        """Rows for paths that cannot be in the index yet (the first scan of an empty cache)."""
+        # The same path twice in one batch: the later one is right.
+        seen = {put.path: put for put in puts}
+        rows = self.rows_of(seen.values())
+        self.db.executemany(FRESH_INSERT, rows)
+        reasons = {path: put.reason for path, put in seen.items() if put.reason is not None}
+        if reasons:
+            self.db.executemany("UPDATE agent_index SET reason = ? WHERE path = ?",
+                                [(reason, path) for path, reason in reasons.items()])
+            rows = [(*row, reasons.get(row[1])) for row in rows]
+        self.fresh += rows
+        for folder_id in {put.folder_id for put in puts}:
+            self.unseal(folder_id)
+        if self.cache.error_count:
+            for put in puts:
+                if put.facts is not None:
+                    self.forget_failure(put.path, "read")
+
+    def rows_of(self, puts) -> list:
+        """[values of FRESH_COLUMNS]; the rows count in their roots' sums from now on."""
+        rows, sums, rev, now = [], {}, self.cache.rev, self.now
+        for put in puts:
+            _, _, size, mtime, ctime, key, _ = put.found
+            facts, kind, root_id, probed = put.facts, put.kind, put.root_id, put.probed
+            algo, sample_size, sample, full, at = facts or NO_FACTS
+            digest = row_digest(put.rel, key, kind, algo, sample, full, probed)
+            if root_id not in sums:
+                sums[root_id] = [0, 0, 0]
+            count = sums[root_id]
+            count[0] += 1
+            count[1] += size
+            count[2] += digest
+            rev += 1
+            rows.append((
+                rev, put.path, key, size, mtime, ctime, 1 if probed else 0,
+                0 if facts is None else 1, algo, sample_size, sample, full, root_id, kind, now, at,
+                put.folder_id, 1 if put.racy else 0, signed_digest(digest), inode_number(key),
+            ))
+        self.cache.rev = rev
+        for root_id, count in sums.items():
+            self.cache.roots.add(root_id, *count)
+        return rows
+
+    def put(self, put: PutFile) -> None:
+        self.db.execute("DELETE FROM removed WHERE path = ? AND root_id = ?",
+                        (put.path, put.root_id))
+        self.unseal(put.folder_id)
+        old, moved_from = self.old_row(put.path), put.moved_from
+        if moved_from == put.path:
+            moved_from = None  # from one root to another round it: `replace` sees to it
+        elif moved_from is not None:
+            moved_from = self.take_from(put)
+        if old is not None:
+            moved_from = self.replace(old, put, moved_from)
+        elif put.moved_from == put.path:
+            moved_from = put.path
+        row, = self.rows_of([put])
+        self.db.execute(INDEX_INSERT, (*row, put.reason, moved_from, put.metadata))
+        if put.facts is not None:
+            self.forget_failure(put.path, "read")
+
+    def replace(self, old: dict, put: PutFile, moved_from: str | None) -> str | None:
+        """Another row takes the place of this one; where the host finds the new one's content."""
+        self.drop_row(old)
+        undelivered = old["rev"] > self.told
+        if version_prefix(old["inode_key"]) == version_prefix(put.found.inode_key):
+            if moved_from is None and undelivered:
+                return old["moved_from"]  # the host has not heard of that move yet
+            if old["root_id"] != put.root_id:
+                return put.path
+            return moved_from
+        self.keep_former(put.path)
+        if undelivered and old["moved_from"] != moved_from:
+            self.left_behind(old)
+        if old["root_id"] != put.root_id:
+            self.tombstone(put.path, old["root_id"])
+        return moved_from
+
+    def left_behind(self, old: dict) -> None:
+        """To the host this file still lies under its first path; nothing may be there now."""
+        path = old["moved_from"]
+        if path is not None and self.old_row(path) is None:
+            self.tombstone(path, old["root_id"])
+
+    def keep_former(self, path: str) -> None:
+        self.db.execute(f"{KEEP_FORMER} WHERE path = ?", (self.told, path))
+
+    def take_from(self, put: PutFile) -> str | None:
+        """Remove the row that moved to put.path; the old path as the host knows it."""
+        if self.cache.error_count:
+            self.move_failures(put)
+        old = self.old_row(put.moved_from)
+        if old is None or version_prefix(old["inode_key"]) != version_prefix(put.found.inode_key):
+            return put.moved_from
+        self.drop_row(old)
+        self.db.execute("DELETE FROM agent_index WHERE path = ?", (put.moved_from,))
+        undelivered = old["rev"] > self.told
+        if undelivered or old["root_id"] != put.root_id:
+            self.tombstone(put.moved_from, old["root_id"])
+        if undelivered and old["moved_from"]:
+            return old["moved_from"] if old["moved_from"] != put.path else None
+        return put.moved_from
+
+    def move_failures(self, put: PutFile) -> None:
+        """What ffprobe could not do it cannot do under the new name either."""
+        prefix = version_prefix(put.found.inode_key)
+        self.db.execute(
+            "UPDATE OR REPLACE agent_error SET path = ?, root_id = ?"
+            " WHERE path = ? AND inode_key >= ? AND inode_key < ?",
+            (put.path, put.root_id, put.moved_from, prefix, prefix[:-1] + ";"))
+
+    def gone(self, change: GoneFile) -> None:
+        old = self.old_row(change.path)
+        if old is None or old["root_id"] != change.root_id:
+            return
+        self.keep_former(change.path)
+        self.drop_row(old)
+        self.db.execute("DELETE FROM agent_index WHERE path = ?", (change.path,))
+        if self.cache.error_count:
+            # What ffprobe said waits for the file to turn up elsewhere, until forget_former.
+            self.cache.error_count -= self.db.execute(
+                "DELETE FROM agent_error WHERE path = ? AND stage != 'probe'",
+                (change.path,)).rowcount
+        self.tombstone(change.path, old["root_id"])
+        if old["rev"] > self.told:
+            self.left_behind(old)
+
+    def tombstone(self, path: str, root_id: int) -> None:
+        self.db.execute("INSERT OR REPLACE INTO removed VALUES (?, ?, ?)",
+                        (path, root_id, self.cache.next_rev()))
+
+    def failed(self, failure: Failure) -> None:
+        known = self.db.execute(
+            "SELECT attempts, inode_key, class, message, tool FROM agent_error"
+            " WHERE path = ? AND stage = ?", (failure.path, failure.stage)).fetchone()
+        same = known is not None and known[1] == failure.inode_key and known[4] == failure.tool
+        # The attempt was counted when it began; its verdict replaces "unfinished".
+        begun = same and known[2] == "unfinished" and failure.error_class != "unfinished"
+        attempts = (known[0] if same else 0) + (0 if begun else 1)
+        self.db.execute(
+            "INSERT OR REPLACE INTO agent_error VALUES (?,?,?,?,?,?,?,?,?,?)",
+            (failure.path, failure.stage, failure.root_id, failure.inode_key, failure.error_class,
+             failure.message[:500], attempts, failure.next_try, failure.tool, self.now))
+        self.cache.error_count += known is None
+        told = same and (known[2], known[3]) == (failure.error_class, failure.message[:500])
+        if failure.error_class != "unfinished" and not told:
+            self.db.execute(
+                "UPDATE agent_index SET rev = ?, moved_from = CASE WHEN rev > ? THEN moved_from END"
+                " WHERE path = ?", (self.cache.next_rev(), self.told, failure.path))
+
+    def forget_failure(self, path: str, stage: str) -> None:
+        if self.cache.error_count:
+            done = self.db.execute("DELETE FROM agent_error WHERE path = ? AND stage = ?",
+                                   (path, stage)).rowcount
+            self.cache.error_count -= done
+
+    def old_row(self, path: str) -> dict | None:
+        names = ("root_id", "size", "digest", "rev", "inode_key", "moved_from", "rejected",
+                 "folder_id")
+        row = self.db.execute(f"SELECT {', '.join(names)} FROM agent_index WHERE path = ?",
+                              (path,)).fetchone()
+        return dict(zip(names, row)) if row else None
+
+    def drop_row(self, old: dict) -> None:
+        self.unseal(old["folder_id"])
+        self.drop_totals(old)
+
+    def drop_totals(self, old: dict) -> None:
+        if old["rejected"] is None:
+            self.cache.roots.subtract(old["root_id"], old["size"], old["digest"])
+
+    def update(self, path: str, expected_key: str | None = None, **values) -> bool:
+        """Change columns of one row, if it is (still) the version that was meant."""
+        names = ("root_id", "size", "digest", "inode_key", "kind", "hash_algo", "sample_hash",
+                 "full_hash", "probed", "rejected", "rev", "moved_from")
+        row = self.db.execute(f"SELECT {', '.join(names)} FROM agent_index WHERE path = ?",
+                              (path,)).fetchone()
+        if row is None:
+            return False
+        old = dict(zip(names, row))
+        if expected_key and version_prefix(old["inode_key"]) != version_prefix(expected_key):
+            return False
+        new = {**old, **values}
+        digest = row_digest(self.cache.roots.rel_path(old["root_id"], path), new["inode_key"],
+                            new["kind"], new["hash_algo"], new["sample_hash"], new["full_hash"],
+                            new["probed"])
+        self.drop_totals(old)
+        self.cache.roots.add(old["root_id"], 1, old["size"], digest)
+        if old["rev"] <= self.told:
+            values["moved_from"] = None  # the host has made that move; it must not try again
+        values.update(digest=signed_digest(digest), rejected=None, rev=self.cache.next_rev())
+        columns = ", ".join(f"{name} = ?" for name in values)
+        self.db.execute(f"UPDATE agent_index SET {columns} WHERE path = ?",
+                        (*values.values(), path))
+        return True
+
+
+# =================================================================================================
+# medialib/cache_feed.py, from its line 8
 # Rows on their way from the scan to the host: just stored, so that nobody need read them again.
 # =================================================================================================
 
@@ -5352,8 +5658,7 @@ class FreshFeed:
         self._rows = []
 
     def add(self, rows: list) -> None:
-        """Rows (of index_writer.FRESH_COLUMNS) that were put in by the transaction just committed.
-        """
+        """What the transaction just committed has put in; see IndexWriter.fresh."""
         if self._rows and self._rows[-1][0] + 1 != rows[0][0]:
             self._rows = []
         self._rows += rows
@@ -5374,7 +5679,8 @@ class FreshFeed:
         start = after_rev + 1 - rows[0][0]
         if start < 0:
             return []
-        taken = [(*row[:PLAIN_RECORD_WIDTH], None, None) for row in rows[start:start + limit]]
+        taken = [(*row[:PLAIN_RECORD_WIDTH], row[FRESH_WIDTH] if len(row) > FRESH_WIDTH else None,
+                  None, None) for row in rows[start:start + limit]]
         del rows[:start + limit]
         return taken
 
@@ -5735,306 +6041,6 @@ class Outbox:
 
 def change_rev(change: tuple) -> int:
     return change[0]
-
-
-# =================================================================================================
-# medialib/index_writer.py, from its line 10
-# Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-# =================================================================================================
-
-# A row that is new in every respect leaves out what it cannot have: SQLite's own default is quicker
-# than handing a None to sqlite3, which asks for an adapter of it each time.
-FRESH_COLUMNS = (
-    f"{PLAIN_RECORD_COLUMNS}, last_seen, last_hashed_at, folder_id, racy, digest, ino"
-)
-INDEX_COLUMNS = f"{FRESH_COLUMNS}, moved_from, metadata"
-INDEX_INSERT = f"INSERT OR REPLACE INTO agent_index ({INDEX_COLUMNS}) VALUES ({'?,' * 22}?)"
-FRESH_INSERT = f"INSERT OR REPLACE INTO agent_index ({FRESH_COLUMNS}) VALUES ({'?,' * 20}?)"
-FORMER_COLUMNS = (
-    "inode_key, root_id, ctime, kind, probed, hashed, hash_algo, hash_sample_size, sample_hash,"
-    " full_hash, last_hashed_at, racy, metadata"
-)
-NO_FACTS = (None, None, None, None, None)
-# Under the path that the host knows: a move that was not delivered is news only to us.
-KEEP_FORMER = (
-    f"INSERT INTO former (path, {FORMER_COLUMNS}) SELECT CASE WHEN rev > ? THEN"
-    f" coalesce(moved_from, path) ELSE path END, {FORMER_COLUMNS} FROM agent_index"
-)
-
-
-def signed_digest(value: int) -> int:
-    """A 64-bit digest as SQLite's signed integer."""
-    return value - DIGEST_MODULUS if value >= DIGEST_MODULUS // 2 else value
-
-
-class IndexWriter:
-    """Applies changes inside one transaction and keeps each root's count, bytes and digest.
-
-    `told` is the highest number that the host has, or gets in a batch made before this change.
-    `fresh` are the rows that it has put in, whole, as long as `only_fresh` rows were changed.
-    """
-
-    def __init__(self, cache, db):
-        self.cache = cache
-        self.db = db
-        self.now = cache.clock()
-        self.told = cache.outbox.told
-        self.fresh = []
-        self.only_fresh = True
-        self.unsealed = set()  # folders that have no seal any more
-
-    def apply(self, changes: list) -> None:
-        fresh = []
-        for change in changes:
-            verb = change.verb
-            if verb == "put":
-                if change.fresh and not change.probed and change.moved_from is None:
-                    fresh.append(change)
-                else:
-                    self.put(change)
-                    self.only_fresh = False
-                continue
-            if verb != "put_folder":
-                self.only_fresh = False
-                if fresh:  # all others may concern a row before them
-                    self.insert_fresh(fresh)
-                    fresh = []
-            self.apply_other(verb, change)
-        self.insert_fresh(fresh)
-
-    def apply_other(self, verb: str, change) -> None:
-        if verb == "gone":
-            self.gone(change)
-        elif verb == "put_folder":
-            self.db.execute("INSERT OR REPLACE INTO agent_folder (id, root_id, parent_id, rel)"
-                            " VALUES (?, ?, ?, ?)", change)
-        elif verb == "seal_folder":
-            self.db.execute("UPDATE agent_folder SET seal = ? WHERE id = ?",
-                            (change.seal, change.id))
-            self.unsealed.discard(change.id)
-        elif verb == "gone_folder":
-            self.db.execute("DELETE FROM agent_folder WHERE id = ?", change)
-        elif verb == "full_hash":
-            self.update(change.path, change.inode_key, full_hash=change.full_hash)
-            self.forget_failure(change.path, "full")
-        elif verb == "described":
-            self.update(change.path, change.inode_key, metadata=change.metadata, probed=1)
-            self.forget_failure(change.path, "probe")
-        elif verb == "failed":
-            self.failed(change)
-        elif verb == "confirmed":
-            self.unseal(self.cache.folder_of(change.path))
-            self.db.execute("UPDATE agent_index SET racy = ?, last_hashed_at = ?"
-                            " WHERE path = ? AND inode_key = ?",
-                            (int(change.racy), change.hashed_at, change.path, change.inode_key))
-            self.forget_failure(change.path, "read")
-        elif verb == "clear_failure":
-            self.forget_failure(change.path, change.stage)
-        else:
-            raise MedialibError(f"not a change: {change!r}")
-
-    def finish(self) -> None:
-        self.cache.roots.store_totals(self.db)
-
-    def unseal(self, folder_id: int | None) -> None:
-        """A row of this folder changes: the next scan must compare them one by one."""
-        if folder_id not in self.unsealed:
-            self.db.execute("UPDATE agent_folder SET seal = NULL WHERE id = ?"
-                            " AND seal IS NOT NULL", (folder_id,))
-            self.unsealed.add(folder_id)
-
-    def insert_fresh(self, puts: list) -> None:
-        """Rows for paths that cannot be in the index yet (the first scan of an empty cache)."""
-        # The same path twice in one batch: the later one is right.
-        seen = {put.path: put for put in puts}
-        rows = self.rows_of(seen.values())
-        self.db.executemany(FRESH_INSERT, rows)
-        self.fresh += rows
-        for folder_id in {put.folder_id for put in puts}:
-            self.unseal(folder_id)
-        if self.cache.error_count:
-            for put in puts:
-                if put.facts is not None:
-                    self.forget_failure(put.path, "read")
-
-    def rows_of(self, puts) -> list:
-        """[values of FRESH_COLUMNS]; the rows count in their roots' sums from now on."""
-        rows, sums, rev, now = [], {}, self.cache.rev, self.now
-        for put in puts:
-            _, _, size, mtime, ctime, key, _ = put.found
-            facts, kind, root_id, probed = put.facts, put.kind, put.root_id, put.probed
-            algo, sample_size, sample, full, at = facts or NO_FACTS
-            digest = row_digest(put.rel, key, kind, algo, sample, full, probed)
-            if root_id not in sums:
-                sums[root_id] = [0, 0, 0]
-            count = sums[root_id]
-            count[0] += 1
-            count[1] += size
-            count[2] += digest
-            rev += 1
-            rows.append((
-                rev, put.path, key, size, mtime, ctime, 1 if probed else 0,
-                0 if facts is None else 1, algo, sample_size, sample, full, root_id, kind,
-                put.reason, now, at, put.folder_id, 1 if put.racy else 0, signed_digest(digest),
-                inode_number(key),
-            ))
-        self.cache.rev = rev
-        for root_id, count in sums.items():
-            self.cache.roots.add(root_id, *count)
-        return rows
-
-    def put(self, put: PutFile) -> None:
-        self.db.execute("DELETE FROM removed WHERE path = ? AND root_id = ?",
-                        (put.path, put.root_id))
-        self.unseal(put.folder_id)
-        old, moved_from = self.old_row(put.path), put.moved_from
-        if moved_from == put.path:
-            moved_from = None  # from one root to another round it: `replace` sees to it
-        elif moved_from is not None:
-            moved_from = self.take_from(put)
-        if old is not None:
-            moved_from = self.replace(old, put, moved_from)
-        elif put.moved_from == put.path:
-            moved_from = put.path
-        row, = self.rows_of([put])
-        self.db.execute(INDEX_INSERT, (*row, moved_from, put.metadata))
-        if put.facts is not None:
-            self.forget_failure(put.path, "read")
-
-    def replace(self, old: dict, put: PutFile, moved_from: str | None) -> str | None:
-        """Another row takes the place of this one; where the host finds the new one's content."""
-        self.drop_row(old)
-        undelivered = old["rev"] > self.told
-        if version_prefix(old["inode_key"]) == version_prefix(put.found.inode_key):
-            if moved_from is None and undelivered:
-                return old["moved_from"]  # the host has not heard of that move yet
-            if old["root_id"] != put.root_id:
-                return put.path
-            return moved_from
-        self.keep_former(put.path)
-        if undelivered and old["moved_from"] != moved_from:
-            self.left_behind(old)
-        if old["root_id"] != put.root_id:
-            self.tombstone(put.path, old["root_id"])
-        return moved_from
-
-    def left_behind(self, old: dict) -> None:
-        """To the host this file still lies under its first path; nothing may be there now."""
-        path = old["moved_from"]
-        if path is not None and self.old_row(path) is None:
-            self.tombstone(path, old["root_id"])
-
-    def keep_former(self, path: str) -> None:
-        self.db.execute(f"{KEEP_FORMER} WHERE path = ?", (self.told, path))
-
-    def take_from(self, put: PutFile) -> str | None:
-        """Remove the row that moved to put.path; the old path as the host knows it."""
-        if self.cache.error_count:
-            self.move_failures(put)
-        old = self.old_row(put.moved_from)
-        if old is None or version_prefix(old["inode_key"]) != version_prefix(put.found.inode_key):
-            return put.moved_from
-        self.drop_row(old)
-        self.db.execute("DELETE FROM agent_index WHERE path = ?", (put.moved_from,))
-        undelivered = old["rev"] > self.told
-        if undelivered or old["root_id"] != put.root_id:
-            self.tombstone(put.moved_from, old["root_id"])
-        if undelivered and old["moved_from"]:
-            return old["moved_from"] if old["moved_from"] != put.path else None
-        return put.moved_from
-
-    def move_failures(self, put: PutFile) -> None:
-        """What ffprobe could not do it cannot do under the new name either."""
-        prefix = version_prefix(put.found.inode_key)
-        self.db.execute(
-            "UPDATE OR REPLACE agent_error SET path = ?, root_id = ?"
-            " WHERE path = ? AND inode_key >= ? AND inode_key < ?",
-            (put.path, put.root_id, put.moved_from, prefix, prefix[:-1] + ";"))
-
-    def gone(self, change: GoneFile) -> None:
-        old = self.old_row(change.path)
-        if old is None or old["root_id"] != change.root_id:
-            return
-        self.keep_former(change.path)
-        self.drop_row(old)
-        self.db.execute("DELETE FROM agent_index WHERE path = ?", (change.path,))
-        if self.cache.error_count:
-            # What ffprobe said waits for the file to turn up elsewhere, until forget_former.
-            self.cache.error_count -= self.db.execute(
-                "DELETE FROM agent_error WHERE path = ? AND stage != 'probe'",
-                (change.path,)).rowcount
-        self.tombstone(change.path, old["root_id"])
-        if old["rev"] > self.told:
-            self.left_behind(old)
-
-    def tombstone(self, path: str, root_id: int) -> None:
-        self.db.execute("INSERT OR REPLACE INTO removed VALUES (?, ?, ?)",
-                        (path, root_id, self.cache.next_rev()))
-
-    def failed(self, failure: Failure) -> None:
-        known = self.db.execute(
-            "SELECT attempts, inode_key, class, message, tool FROM agent_error"
-            " WHERE path = ? AND stage = ?", (failure.path, failure.stage)).fetchone()
-        same = known is not None and known[1] == failure.inode_key and known[4] == failure.tool
-        # The attempt was counted when it began; its verdict replaces "unfinished".
-        begun = same and known[2] == "unfinished" and failure.error_class != "unfinished"
-        attempts = (known[0] if same else 0) + (0 if begun else 1)
-        self.db.execute(
-            "INSERT OR REPLACE INTO agent_error VALUES (?,?,?,?,?,?,?,?,?,?)",
-            (failure.path, failure.stage, failure.root_id, failure.inode_key, failure.error_class,
-             failure.message[:500], attempts, failure.next_try, failure.tool, self.now))
-        self.cache.error_count += known is None
-        told = same and (known[2], known[3]) == (failure.error_class, failure.message[:500])
-        if failure.error_class != "unfinished" and not told:
-            self.db.execute(
-                "UPDATE agent_index SET rev = ?, moved_from = CASE WHEN rev > ? THEN moved_from END"
-                " WHERE path = ?", (self.cache.next_rev(), self.told, failure.path))
-
-    def forget_failure(self, path: str, stage: str) -> None:
-        if self.cache.error_count:
-            done = self.db.execute("DELETE FROM agent_error WHERE path = ? AND stage = ?",
-                                   (path, stage)).rowcount
-            self.cache.error_count -= done
-
-    def old_row(self, path: str) -> dict | None:
-        names = ("root_id", "size", "digest", "rev", "inode_key", "moved_from", "rejected",
-                 "folder_id")
-        row = self.db.execute(f"SELECT {', '.join(names)} FROM agent_index WHERE path = ?",
-                              (path,)).fetchone()
-        return dict(zip(names, row)) if row else None
-
-    def drop_row(self, old: dict) -> None:
-        self.unseal(old["folder_id"])
-        self.drop_totals(old)
-
-    def drop_totals(self, old: dict) -> None:
-        if old["rejected"] is None:
-            self.cache.roots.subtract(old["root_id"], old["size"], old["digest"])
-
-    def update(self, path: str, expected_key: str | None = None, **values) -> bool:
-        """Change columns of one row, if it is (still) the version that was meant."""
-        names = ("root_id", "size", "digest", "inode_key", "kind", "hash_algo", "sample_hash",
-                 "full_hash", "probed", "rejected", "rev", "moved_from")
-        row = self.db.execute(f"SELECT {', '.join(names)} FROM agent_index WHERE path = ?",
-                              (path,)).fetchone()
-        if row is None:
-            return False
-        old = dict(zip(names, row))
-        if expected_key and version_prefix(old["inode_key"]) != version_prefix(expected_key):
-            return False
-        new = {**old, **values}
-        digest = row_digest(self.cache.roots.rel_path(old["root_id"], path), new["inode_key"],
-                            new["kind"], new["hash_algo"], new["sample_hash"], new["full_hash"],
-                            new["probed"])
-        self.drop_totals(old)
-        self.cache.roots.add(old["root_id"], 1, old["size"], digest)
-        if old["rev"] <= self.told:
-            values["moved_from"] = None  # the host has made that move; it must not try again
-        values.update(digest=signed_digest(digest), rejected=None, rev=self.cache.next_rev())
-        columns = ", ".join(f"{name} = ?" for name in values)
-        self.db.execute(f"UPDATE agent_index SET {columns} WHERE path = ?",
-                        (*values.values(), path))
-        return True
 
 
 # =================================================================================================
@@ -7092,7 +7098,7 @@ class HashWindow:
         for job, outcome in outcomes:
             if job.found.nlink > 1:
                 self.linked.pop(job.found.inode_key, None)
-            if isinstance(outcome, HashResult):
+            if type(outcome) is HashResult:
                 self._hashed(job, outcome)
             else:
                 self._not_hashed(job, outcome)
@@ -7122,7 +7128,10 @@ class HashWindow:
         self.stats.data_bytes += min(job.found.size, 3 * self.plan.sample_size)
         if job.found.nlink > 1:
             self.buffer.recent[job.found.inode_key] = facts
-        self._note(job, facts)
+        if job.known is None:
+            self.put(job, facts)
+        else:
+            self._note(job, facts)
         for twin in job.twins:
             self._note(twin, facts)
 
@@ -7145,7 +7154,7 @@ class HashWindow:
         job.racy = facts is not None and abs(facts.hashed_at - job.found.mtime) < RACY_S
         if content is not None and content.probed and job.kind == "video":
             job.metadata, job.probed = content.metadata, True
-        self.buffer.add(job)
+        self.buffer.changes.append(job)
 
     def _changing(self, job) -> None:
         """It was written to while it was read: one more try now, then again with the next scan."""
@@ -7610,6 +7619,7 @@ class RootScan:
         self.info = None
         self.root = None
         self.is_empty = False
+        self.all_new = False  # no folder of this root is known yet
 
     # -- the whole root --------------------------------------------------------------------------
 
@@ -7643,6 +7653,7 @@ class RootScan:
             self._walk(after=cursor)
             self._walk(until=cursor)
         else:
+            self.all_new = self.first and not self.cache.roots.folders(self.root.id, 0, 1)
             self._walk()
 
     def _walk(self, after: str | None = None, until: str | None = None) -> None:
@@ -7720,15 +7731,15 @@ class RootScan:
         known = self.next_folders.pop(listing.rel, None)
         if known is not None:
             return known[0], False, known[1]
-        folder_id = roots.folder_id(self.root.id, listing.rel)
+        folder_id = None if self.all_new else roots.folder_id(self.root.id, listing.rel)
         if folder_id is not None:
             return folder_id, False, roots.seal_of(folder_id)
         parent = None
         if listing.rel:
             parent_rel = parent_of(listing.rel)
-            parent = roots.folder_id(self.root.id, parent_rel)
+            parent = self.new_folders.get(parent_rel)
             if parent is None:
-                parent = self.new_folders.get(parent_rel)
+                parent = roots.folder_id(self.root.id, parent_rel)
         folder_id = roots.new_folder_id()
         self._remember_new(listing.rel, folder_id)
         self.buffer.add(PutFolder(folder_id, self.root.id, parent, listing.rel))
@@ -11777,7 +11788,35 @@ class CatalogWriter:
         """One transaction. When it is lost as a whole, each job is tried once in one of its own."""
         if len(jobs) == 1:
             self._commit_alone(jobs[0])
-            return
+        elif not self._commit_trusting(jobs):
+            self._commit_apart(jobs)
+
+    def _commit_trusting(self, jobs: list) -> bool:
+        """Without savepoints, for which SQLite copies every page. False when a job had an error of
+        its own: nothing is stored then, and none is answered.
+        """
+        results: list = []
+        try:
+            with self.store.atomic() as db:
+                started = time.monotonic()
+                for job in jobs:
+                    results.append((job.work(db), None))
+                    if time.monotonic() - started > GROUP_TIME_S:
+                        break
+        except (StoreError, sqlite3.Error) as error:
+            self.on_failure()
+            self._retry_alone(jobs, error)
+            return True
+        except Exception:  # told to the one who gave that job, by _commit_apart
+            self.on_failure()
+            return False
+        self._note_commit()
+        self._answer(jobs, results)
+        self._put_back(jobs[len(results):])
+        return True
+
+    def _commit_apart(self, jobs: list) -> None:
+        """Each in a savepoint: one that fails takes only its own changes back."""
         outcomes: list = []
         try:
             with self.store.atomic() as db:

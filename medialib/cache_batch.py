@@ -9,10 +9,10 @@ from .scan_common import ext_of, name_of
 
 PLAIN_RECORD_COLUMNS = (
     "rev, path, inode_key, size, mtime, ctime, probed, hashed, hash_algo, hash_sample_size,"
-    " sample_hash, full_hash, root_id, kind, reason"
+    " sample_hash, full_hash, root_id, kind"
 )
-PLAIN_RECORD_WIDTH = 15
-RECORD_COLUMNS = f"{PLAIN_RECORD_COLUMNS}, moved_from, metadata"
+PLAIN_RECORD_WIDTH = 14
+RECORD_COLUMNS = f"{PLAIN_RECORD_COLUMNS}, reason, moved_from, metadata"
 
 
 class Batch:

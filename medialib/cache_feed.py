@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .cache_batch import PLAIN_RECORD_WIDTH
+from .index_writer import FRESH_WIDTH
 
 FEED_ROWS = 2000  # a delivery that is further behind reads the index
 
@@ -19,8 +20,7 @@ class FreshFeed:
         self._rows = []
 
     def add(self, rows: list) -> None:
-        """Rows (of index_writer.FRESH_COLUMNS) that were put in by the transaction just committed.
-        """
+        """What the transaction just committed has put in; see IndexWriter.fresh."""
         if self._rows and self._rows[-1][0] + 1 != rows[0][0]:
             self._rows = []
         self._rows += rows
@@ -41,6 +41,7 @@ class FreshFeed:
         start = after_rev + 1 - rows[0][0]
         if start < 0:
             return []
-        taken = [(*row[:PLAIN_RECORD_WIDTH], None, None) for row in rows[start:start + limit]]
+        taken = [(*row[:PLAIN_RECORD_WIDTH], row[FRESH_WIDTH] if len(row) > FRESH_WIDTH else None,
+                  None, None) for row in rows[start:start + limit]]
         del rows[:start + limit]
         return taken

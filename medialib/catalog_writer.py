@@ -142,7 +142,35 @@ class CatalogWriter:
         """One transaction. When it is lost as a whole, each job is tried once in one of its own."""
         if len(jobs) == 1:
             self._commit_alone(jobs[0])
-            return
+        elif not self._commit_trusting(jobs):
+            self._commit_apart(jobs)
+
+    def _commit_trusting(self, jobs: list) -> bool:
+        """Without savepoints, for which SQLite copies every page. False when a job had an error of
+        its own: nothing is stored then, and none is answered.
+        """
+        results: list = []
+        try:
+            with self.store.atomic() as db:
+                started = time.monotonic()
+                for job in jobs:
+                    results.append((job.work(db), None))
+                    if time.monotonic() - started > GROUP_TIME_S:
+                        break
+        except (StoreError, sqlite3.Error) as error:
+            self.on_failure()
+            self._retry_alone(jobs, error)
+            return True
+        except Exception:  # told to the one who gave that job, by _commit_apart
+            self.on_failure()
+            return False
+        self._note_commit()
+        self._answer(jobs, results)
+        self._put_back(jobs[len(results):])
+        return True
+
+    def _commit_apart(self, jobs: list) -> None:
+        """Each in a savepoint: one that fails takes only its own changes back."""
         outcomes: list = []
         try:
             with self.store.atomic() as db:

@@ -214,7 +214,7 @@ class HashWindow:
         for job, outcome in outcomes:
             if job.found.nlink > 1:
                 self.linked.pop(job.found.inode_key, None)
-            if isinstance(outcome, HashResult):
+            if type(outcome) is HashResult:
                 self._hashed(job, outcome)
             else:
                 self._not_hashed(job, outcome)
@@ -244,7 +244,10 @@ class HashWindow:
         self.stats.data_bytes += min(job.found.size, 3 * self.plan.sample_size)
         if job.found.nlink > 1:
             self.buffer.recent[job.found.inode_key] = facts
-        self._note(job, facts)
+        if job.known is None:
+            self.put(job, facts)
+        else:
+            self._note(job, facts)
         for twin in job.twins:
             self._note(twin, facts)
 
@@ -267,7 +270,7 @@ class HashWindow:
         job.racy = facts is not None and abs(facts.hashed_at - job.found.mtime) < RACY_S
         if content is not None and content.probed and job.kind == "video":
             job.metadata, job.probed = content.metadata, True
-        self.buffer.add(job)
+        self.buffer.changes.append(job)
 
     def _changing(self, job) -> None:
         """It was written to while it was read: one more try now, then again with the next scan."""

@@ -12,9 +12,10 @@ from .scan_common import DIGEST_MODULUS, inode_number, row_digest, version_prefi
 FRESH_COLUMNS = (
     f"{PLAIN_RECORD_COLUMNS}, last_seen, last_hashed_at, folder_id, racy, digest, ino"
 )
-INDEX_COLUMNS = f"{FRESH_COLUMNS}, moved_from, metadata"
+FRESH_WIDTH = 20
+INDEX_COLUMNS = f"{FRESH_COLUMNS}, reason, moved_from, metadata"
 INDEX_INSERT = f"INSERT OR REPLACE INTO agent_index ({INDEX_COLUMNS}) VALUES ({'?,' * 22}?)"
-FRESH_INSERT = f"INSERT OR REPLACE INTO agent_index ({FRESH_COLUMNS}) VALUES ({'?,' * 20}?)"
+FRESH_INSERT = f"INSERT OR REPLACE INTO agent_index ({FRESH_COLUMNS}) VALUES ({'?,' * 19}?)"
 FORMER_COLUMNS = (
     "inode_key, root_id, ctime, kind, probed, hashed, hash_algo, hash_sample_size, sample_hash,"
     " full_hash, last_hashed_at, racy, metadata"
@@ -36,7 +37,8 @@ class IndexWriter:
     """Applies changes inside one transaction and keeps each root's count, bytes and digest.
 
     `told` is the highest number that the host has, or gets in a batch made before this change.
-    `fresh` are the rows that it has put in, whole, as long as `only_fresh` rows were changed.
+    `fresh` are the rows that it has put in (values of FRESH_COLUMNS, behind them the reason if
+    there is one), which is all that it changed as long as it did `only_fresh` ones.
     """
 
     def __init__(self, cache, db):
@@ -114,6 +116,11 @@ class IndexWriter:
         seen = {put.path: put for put in puts}
         rows = self.rows_of(seen.values())
         self.db.executemany(FRESH_INSERT, rows)
+        reasons = {path: put.reason for path, put in seen.items() if put.reason is not None}
+        if reasons:
+            self.db.executemany("UPDATE agent_index SET reason = ? WHERE path = ?",
+                                [(reason, path) for path, reason in reasons.items()])
+            rows = [(*row, reasons.get(row[1])) for row in rows]
         self.fresh += rows
         for folder_id in {put.folder_id for put in puts}:
             self.unseal(folder_id)
@@ -139,9 +146,8 @@ class IndexWriter:
             rev += 1
             rows.append((
                 rev, put.path, key, size, mtime, ctime, 1 if probed else 0,
-                0 if facts is None else 1, algo, sample_size, sample, full, root_id, kind,
-                put.reason, now, at, put.folder_id, 1 if put.racy else 0, signed_digest(digest),
-                inode_number(key),
+                0 if facts is None else 1, algo, sample_size, sample, full, root_id, kind, now, at,
+                put.folder_id, 1 if put.racy else 0, signed_digest(digest), inode_number(key),
             ))
         self.cache.rev = rev
         for root_id, count in sums.items():
@@ -162,7 +168,7 @@ class IndexWriter:
         elif put.moved_from == put.path:
             moved_from = put.path
         row, = self.rows_of([put])
-        self.db.execute(INDEX_INSERT, (*row, moved_from, put.metadata))
+        self.db.execute(INDEX_INSERT, (*row, put.reason, moved_from, put.metadata))
         if put.facts is not None:
             self.forget_failure(put.path, "read")
 

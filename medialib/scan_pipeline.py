@@ -67,6 +67,7 @@ class RootScan:
         self.info = None
         self.root = None
         self.is_empty = False
+        self.all_new = False  # no folder of this root is known yet
 
     # -- the whole root --------------------------------------------------------------------------
 
@@ -100,6 +101,7 @@ class RootScan:
             self._walk(after=cursor)
             self._walk(until=cursor)
         else:
+            self.all_new = self.first and not self.cache.roots.folders(self.root.id, 0, 1)
             self._walk()
 
     def _walk(self, after: str | None = None, until: str | None = None) -> None:
@@ -177,15 +179,15 @@ class RootScan:
         known = self.next_folders.pop(listing.rel, None)
         if known is not None:
             return known[0], False, known[1]
-        folder_id = roots.folder_id(self.root.id, listing.rel)
+        folder_id = None if self.all_new else roots.folder_id(self.root.id, listing.rel)
         if folder_id is not None:
             return folder_id, False, roots.seal_of(folder_id)
         parent = None
         if listing.rel:
             parent_rel = parent_of(listing.rel)
-            parent = roots.folder_id(self.root.id, parent_rel)
+            parent = self.new_folders.get(parent_rel)
             if parent is None:
-                parent = self.new_folders.get(parent_rel)
+                parent = roots.folder_id(self.root.id, parent_rel)
         folder_id = roots.new_folder_id()
         self._remember_new(listing.rel, folder_id)
         self.buffer.add(PutFolder(folder_id, self.root.id, parent, listing.rel))

@@ -344,7 +344,9 @@ def test_no_batch_behind_a_failed_one_is_lost(world, before, failure):
 
 
 def test_the_rows_of_a_first_scan_are_not_read_for_their_batches(world):
-    fill(world, 20)
+    fill(world, 17)
+    for number in range(3):
+        world.write(f"f{number}/Thumbs.db")
     world.scan()
     statements = []
     world.cache.store.db.set_trace_callback(statements.append)
@@ -352,7 +354,11 @@ def test_the_rows_of_a_first_scan_are_not_read_for_their_batches(world):
     world.cache.store.db.set_trace_callback(None)
     read = [text for text in statements if text.startswith("SELECT rev, path")]
     assert len(read) <= 1  # the one that finds no more
-    world.check()
+    reasons = [record.get("reason") for post in world.host.posts for record in post["files"]]
+    assert len(reasons) == 20
+    assert [reason for reason in reasons if reason] == ["name matches thumbs.db"] * 3
+    assert world.cache.store.rows("SELECT count(*) FROM agent_index WHERE reason IS NOT NULL") == [
+        (3,)]
 
 
 def test_rows_that_changed_since_they_were_stored_are_read_again(world):

@@ -22,7 +22,7 @@ SHARED = [
     "base", "late", "app_folder", "scan_common", "settings", "walk", "mounts", "hashing", "leash",
     "probe_run", "ffprobe", "sqlite_store", "http_body", "http_gate", "http_deadline", "http_json",
     "http_answer", "http_listener", "http_shares", "http_server", "http_client", "progress",
-    "cache_schema", "cache_changes", "cache_batch", "cache_feed", "cache_outbox", "index_writer",
+    "cache_schema", "cache_changes", "cache_batch", "index_writer", "cache_feed", "cache_outbox",
     "cache_roots",
     "agent_cache", "scan_buffer", "scan_plan", "hash_window", "root_volume", "root_check",
     "scan_moves", "scan_seal", "scan_pipeline", "scan_passes", "scan_run", "delivery", "host_link",
