@@ -6,56 +6,57 @@ is one module's code, verbatim: low level first, the command line last. `line` i
 here, `there` where in the module: that maps a traceback back.
 
     line  there  section
-     118      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
-     168     13  medialib/late.py: Modules of the standard library that are slow to import and that many runs do not need.
-     210     24  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
-     496     19  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
-     855     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
-    1095     17  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
-    1458     19  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
-    1774     25  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
-    1979     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
-    2015     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
-    2195     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
-    2428     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2692     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
-    2905     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    3114     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    3255     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3510     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3590     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    3974     11  medialib/http_shares.py: What all connections share: bytes, the memory of parsed JSON, places for endless answers.
-    4064     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
-    4405     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4781     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    4898     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    5034     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
-    5185     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
-    5276     10  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5582      8  medialib/cache_feed.py: Rows on their way from the scan to the host: just stored, so that nobody need read them again.
-    5629     20  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    5987     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    6285     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6636     11  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6701     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6844     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    7167     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    7291     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    7399     13  medialib/scan_moves.py: Where the content of a file that is new at its path was known before: a move, or a hard link.
-    7478     13  medialib/scan_seal.py: A folder's seal: what its files looked like when all of them were as the index says.
-    7526     38  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    7894     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    8202     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    8412     24  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    8817     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    9011     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    9391     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
-    9421     15  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
-    9483     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
-    9548     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
-    9773     45  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
+     121      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
+     171     13  medialib/late.py: Modules of the standard library that are slow to import and that many runs do not need.
+     213     24  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
+     499     19  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
+     858     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
+    1098     11  medialib/walk_names.py: The names in one huge folder, in less than half of the memory of a list of them.
+    1169     17  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
+    1523     19  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
+    1839     25  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
+    2044     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
+    2080     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
+    2260     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
+    2493     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
+    2757     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
+    2970     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    3179     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3320     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3575     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3655     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    4039     11  medialib/http_shares.py: What all connections share: bytes, the memory of parsed JSON, places for endless answers.
+    4129     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
+    4470     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4846     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    4963     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    5099     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
+    5250     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
+    5341     10  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5647      8  medialib/cache_feed.py: Rows on their way from the scan to the host: just stored, so that nobody need read them again.
+    5694     20  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    6052     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    6350     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6701     11  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6766     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6909     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    7232     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    7356     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    7464     13  medialib/scan_moves.py: Where the content of a file that is new at its path was known before: a move, or a hard link.
+    7543     13  medialib/scan_seal.py: A folder's seal: what its files looked like when all of them were as the index says.
+    7591     39  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    7960     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    8268     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    8478     24  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    8883     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    9077     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    9457     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
+    9487     15  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
+    9549     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
+    9614     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
+    9839     45  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
 """
-# sha256 of all below this line: 0b40ca164820461e1a20cbfea01ce3af9fba3059735320c453d8aa83bbf7262c
+# sha256 of all below this line: fe2b7e787e43300ca84c19abf25cf842683ed5f31ead9624126235876d36c4cb
 
 from __future__ import annotations
 
@@ -64,8 +65,10 @@ import collections
 import contextlib
 import errno
 import fnmatch
+import heapq
 import importlib
 import io
+import itertools
 import json
 import logging
 import math
@@ -1088,6 +1091,77 @@ def settings_table() -> list:
 
 
 # =================================================================================================
+# medialib/walk_names.py, from its line 11
+# The names in one huge folder, in less than half of the memory of a list of them.
+# =================================================================================================
+
+NAMES_BLOCK_BYTES = 1 << 16
+
+
+class PackedNames:
+    """Native names, given in any order, to be gone through in the order of their text.
+
+    They lie one behind the other as UTF-8, whose byte order is that of the text, in blocks. `add`
+    lists of them, then `sort` once. Whether a text name is `in` it can be asked then; names close
+    to one another are best asked for together.
+    """
+
+    def __init__(self):
+        self._count = 0
+        self._runs = []  # deques of blocks, each run in order for itself
+        self._blocks = []  # all in order
+        self._first_names = []  # of the blocks
+        self._opened = (None, frozenset())  # (number of a block, its names)
+
+    def add(self, names: list) -> None:
+        self._count += len(names)
+        self._runs.append(collections.deque(
+            blocks_of(sorted(to_text(name).encode("utf-8") for name in names))))
+
+    def sort(self) -> None:
+        """A block of the runs is let go when the last of its names is in its place."""
+        runs, self._runs = self._runs, []
+        for block in blocks_of(heapq.merge(*map(names_of_run, runs))):
+            self._blocks.append(block)
+            self._first_names.append(block[:block.find(b"\0")] if b"\0" in block else block)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self):
+        for block in self._blocks:
+            for name in block.split(b"\0"):
+                yield to_native(name.decode("utf-8"))
+
+    def __contains__(self, text: str) -> bool:
+        name = text.encode("utf-8")
+        number = bisect.bisect_right(self._first_names, name) - 1
+        if number < 0:
+            return False
+        if self._opened[0] != number:
+            self._opened = (number, frozenset(self._blocks[number].split(b"\0")))
+        return name in self._opened[1]
+
+
+def blocks_of(names):
+    """Yield the names, in their order, joined to blocks: no name holds a NUL."""
+    block, size = [], 0
+    for name in names:
+        block.append(name)
+        size += len(name) + 1
+        if size >= NAMES_BLOCK_BYTES:
+            yield b"\0".join(block)
+            block, size = [], 0
+    if block:
+        yield b"\0".join(block)
+
+
+def names_of_run(run: collections.deque):
+    while run:
+        yield from run.popleft().split(b"\0")
+
+
+# =================================================================================================
 # medialib/walk.py, from its line 17
 # The walk through a root: one listing per folder, in the order everything else relies on.
 # =================================================================================================
@@ -1105,16 +1179,18 @@ _JUNCTION = 0xA0000003  # the reparse tag of a Windows junction, which is a link
 # So many files of a folder are looked at while it is listed, which is quicker than by their paths.
 # On Windows an entry knows neither device nor inode.
 _LOOKED_AT_MOST = 2000 if _LISTS_DESCRIPTORS else 0
+_NAMES_UNPACKED = 20_000  # of one folder
 
 
 class FolderListing:
     """What one folder holds.
 
     rel, native      its relative text path ("" is the root), its absolute native path
-    names            native names of the files to look at, sorted by their text
+    names            native names of the files to look at, sorted by their text: a list, or the
+                     PackedNames of a huge folder
     stats            {native name: stat_result} of those that were looked at with the listing: all,
                      but for a huge folder, followed links and names that could not be
-    is_ascii         whether all names are, so that they are their own text
+    is_ascii         whether all names are, so that they are their own text; False for a huge folder
     subfolders       text names of the subfolders that the walk enters, in order
     held             text names of what is there but is left alone now: other mounts, nested roots,
                      followed links that lead nowhere now. What is catalogued at or below them
@@ -1245,31 +1321,34 @@ class FolderWalk:
                 os.close(descriptor)
 
     def _list(self, listing: FolderListing, frame: WalkFrame, handle) -> None:
-        entered = []
+        entered, packed = [], PackedNames()
         with os.scandir(handle) as entries:
             try:
-                self._sort_entries(entries, listing, frame, entered)
+                self._sort_entries(entries, listing, frame, entered, packed)
             except OSError as error:  # in the middle: what was seen stands, the rest is unknown
                 listing.error = error
+        if packed:
+            packed.add(listing.names)
+            packed.sort()
+            listing.names = packed
         listing.counts["files"] = len(listing.names)
         listing.counts["folders"] = len(entered)
         if listing.ignored:
             _ignore_all(listing)
             return
         listing.held.sort()
-        listing.is_ascii = all(map(str.isascii, listing.names))
-        if listing.is_ascii:
-            listing.names.sort()  # its text is the name itself; no second list for a huge folder
-        else:
-            listing.names.sort(key=to_text)
+        if not packed:
+            listing.is_ascii = all(map(str.isascii, listing.names))
+            listing.names.sort(key=None if listing.is_ascii else to_text)
         entered.sort(key=to_text)
         listing.subfolders = [to_text(name) for name in entered]
         entered.reverse()
         frame.pending = entered
 
-    def _sort_entries(self, entries, listing, frame, entered) -> None:
+    def _sort_entries(self, entries, listing, frame, entered, packed) -> None:
         """Put each entry where it belongs; this loop runs once for every file of a root."""
-        add_name, stats = listing.names.append, listing.stats
+        names, stats = listing.names, listing.stats
+        add_name = names.append
         for entry in entries:
             name = entry.name
             if name == IGNORE_MARKER:
@@ -1281,6 +1360,9 @@ class FolderWalk:
                         stats[name] = entry.stat(follow_symlinks=False)
                     except OSError:
                         continue  # find_files looks once more and says what is wrong with it
+                elif len(names) >= _NAMES_UNPACKED:
+                    packed.add(names)
+                    names.clear()
             elif entry.is_dir(follow_symlinks=False):
                 self._sort_folder(entry, listing, frame, entered)
             elif entry.is_symlink():
@@ -1431,23 +1513,6 @@ def files_at_rest(listing: FolderListing, prefix: str) -> set | None:
         (prefix + name, f"{seen.st_size}:{seen.st_mtime_ns}:{seen.st_ino}:", seen.st_ctime, 1)
         for name, seen in zip(names, stats.values())
     }
-
-
-class NamesAsText:
-    """Whether a text name is among native names sorted by their text."""
-
-    def __init__(self, names: list):
-        self.names = names
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, index: int) -> str:
-        return to_text(self.names[index])
-
-    def has(self, name: str) -> bool:
-        at = bisect.bisect_left(self, name)
-        return at < len(self.names) and self[at] == name
 
 
 # =================================================================================================
@@ -7519,7 +7584,7 @@ class FolderSeals:
 
 
 # =================================================================================================
-# medialib/scan_pipeline.py, from its line 38
+# medialib/scan_pipeline.py, from its line 39
 # Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
 # =================================================================================================
 
@@ -7735,9 +7800,8 @@ class RootScan:
 
     def _compare_big(self, listing, folder_id: int, prefix: str) -> None:
         """The same for a folder of any size: rows are fetched in chunks of its sorted names."""
-        names = listing.names
-        for start in range(0, len(names), BIG_FOLDER_PART):
-            part = names[start:start + BIG_FOLDER_PART]
+        names = iter(listing.names)
+        for part in iter(lambda: list(itertools.islice(names, BIG_FOLDER_PART)), []):
             known = self.cache.files_at(self.root.id,
                                         [prefix + to_text(name) for name in part])
             self._compare(listing, part, folder_id, prefix, known)
@@ -7747,11 +7811,13 @@ class RootScan:
         if listing.error is not None:
             return
         self.window.drain()
-        text_names, held = NamesAsText(names), set(listing.held)
+        present, held = listing.names, set(listing.held)
+        if type(present) is list:
+            present = frozenset(map(to_text, present))
         for part in self.cache.folder_paths(folder_id):
             gone_names = ((path, path.rpartition("/")[2]) for path, _ in part)
             self._gone_files([path for path, name in gone_names
-                              if name not in held and not text_names.has(name)])
+                              if name not in held and name not in present])
 
     def _problem(self, problem, folder_id: int, path: str, known: dict) -> None:
         """A name that was listed but could not be looked at: its row stays as it is."""

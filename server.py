@@ -6,106 +6,107 @@ is one module's code, verbatim: low level first, the command line last. `line` i
 here, `there` where in the module: that maps a traceback back.
 
     line  there  section
-     182      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
-     232     13  medialib/late.py: Modules of the standard library that are slow to import and that many runs do not need.
-     274     24  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
-     560     19  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
-     919     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
-    1159     17  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
-    1522     19  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
-    1838     25  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
-    2043     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
-    2079     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
-    2259     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
-    2492     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2756     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
-    2969     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    3178     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    3319     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3574     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3654     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    4038     11  medialib/http_shares.py: What all connections share: bytes, the memory of parsed JSON, places for endless answers.
-    4128     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
-    4469     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4845     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    4962     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    5098     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
-    5249     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
-    5340     10  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5646      8  medialib/cache_feed.py: Rows on their way from the scan to the host: just stored, so that nobody need read them again.
-    5693     20  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    6051     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    6349     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6700     11  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6765     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6908     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    7231     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    7355     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    7463     13  medialib/scan_moves.py: Where the content of a file that is new at its path was known before: a move, or a hard link.
-    7542     13  medialib/scan_seal.py: A folder's seal: what its files looked like when all of them were as the index says.
-    7590     38  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    7958     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    8266     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    8476     24  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    8881     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    9075     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    9455     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
-    9485     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
-    9747     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
-    9928     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
-   10257     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
-   10431     14  medialib/catalog_facts.py: What is known of a file beside its stamps: hashes, ffprobe's answer, what could not be done; and
-   10531     25  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
-   10871     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
-   11115     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
-   11254     14  medialib/catalog_word_sql.py: What SQLite itself can tell of a search: conditions that every match fulfils.
-   11352     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
-   11406     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
-   11506     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
-   11618     11  medialib/catalog_show.py: Files as the API shows them.
-   11665     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
-   11910     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
-   11978     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
-   12077     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
-   12344     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
-   12497     22  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
-   12692     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
-   12821     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
-   13179     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
-   13248     25  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
-   13544     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
-   13647     13  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
-   13689     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
-   13846     10  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
-   14074      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
-   14111     10  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
-   14225     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
-   14349     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
-   14524     10  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
-   14555     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
-   14814     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   15057     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   15098     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   15315     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
-   15546     15  medialib/ingest_outline.py: The outline of what agents send: who speaks, of which root, how much; all but the records.
-   15669      9  medialib/ingest_order.py: Batches of one agent that are under way together: each is applied behind the one before it.
-   15724     45  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   16043     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   16174      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   16215      1  medialib/web/: The files of the web UI.
-   20491     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   20590     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   20661     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   20835     14  medialib/server_turns.py: Lists of the catalogue are made a few at a time, however many ask at once.
-   20861     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   20949     18  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   21096      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   21177      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   21220     47  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   21531     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
-   21556     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+     183      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
+     233     13  medialib/late.py: Modules of the standard library that are slow to import and that many runs do not need.
+     275     24  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
+     561     19  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
+     920     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
+    1160     11  medialib/walk_names.py: The names in one huge folder, in less than half of the memory of a list of them.
+    1231     17  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
+    1585     19  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
+    1901     25  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
+    2106     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
+    2142     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
+    2322     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
+    2555     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
+    2819     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
+    3032     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    3241     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3382     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3637     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3717     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    4101     11  medialib/http_shares.py: What all connections share: bytes, the memory of parsed JSON, places for endless answers.
+    4191     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
+    4532     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4908     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    5025     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    5161     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
+    5312     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
+    5403     10  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5709      8  medialib/cache_feed.py: Rows on their way from the scan to the host: just stored, so that nobody need read them again.
+    5756     20  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    6114     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    6412     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6763     11  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6828     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6971     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    7294     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    7418     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    7526     13  medialib/scan_moves.py: Where the content of a file that is new at its path was known before: a move, or a hard link.
+    7605     13  medialib/scan_seal.py: A folder's seal: what its files looked like when all of them were as the index says.
+    7653     39  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    8022     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    8330     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    8540     24  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    8945     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    9139     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    9519     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
+    9549     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
+    9811     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
+    9992     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
+   10321     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
+   10495     14  medialib/catalog_facts.py: What is known of a file beside its stamps: hashes, ffprobe's answer, what could not be done; and
+   10595     25  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
+   10935     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
+   11179     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
+   11318     14  medialib/catalog_word_sql.py: What SQLite itself can tell of a search: conditions that every match fulfils.
+   11416     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
+   11470     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
+   11570     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
+   11682     11  medialib/catalog_show.py: Files as the API shows them.
+   11729     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
+   11974     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
+   12042     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
+   12141     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
+   12408     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
+   12561     22  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
+   12756     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
+   12885     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
+   13243     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
+   13312     25  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
+   13608     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
+   13711     13  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
+   13753     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
+   13910     10  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
+   14138      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
+   14175     10  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
+   14289     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
+   14413     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
+   14588     10  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
+   14619     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
+   14878     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   15121     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   15162     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   15379     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   15610     15  medialib/ingest_outline.py: The outline of what agents send: who speaks, of which root, how much; all but the records.
+   15733      9  medialib/ingest_order.py: Batches of one agent that are under way together: each is applied behind the one before it.
+   15788     45  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   16107     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   16238      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   16279      1  medialib/web/: The files of the web UI.
+   20555     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   20654     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   20725     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   20899     14  medialib/server_turns.py: Lists of the catalogue are made a few at a time, however many ask at once.
+   20925     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   21013     18  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   21160      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   21241      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   21284     47  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   21595     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
+   21620     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: 8cd3073ecbc1fbd1a4439e40f6fb066f94e014517116301490f10ab783a6fddc
+# sha256 of all below this line: 817ddcd4c7a016ca9af88cf91ea3eb1a77eaf58b2f2513de5e2bcf8d0dd0bf83
 
 from __future__ import annotations
 
@@ -1152,6 +1153,77 @@ def settings_table() -> list:
 
 
 # =================================================================================================
+# medialib/walk_names.py, from its line 11
+# The names in one huge folder, in less than half of the memory of a list of them.
+# =================================================================================================
+
+NAMES_BLOCK_BYTES = 1 << 16
+
+
+class PackedNames:
+    """Native names, given in any order, to be gone through in the order of their text.
+
+    They lie one behind the other as UTF-8, whose byte order is that of the text, in blocks. `add`
+    lists of them, then `sort` once. Whether a text name is `in` it can be asked then; names close
+    to one another are best asked for together.
+    """
+
+    def __init__(self):
+        self._count = 0
+        self._runs = []  # deques of blocks, each run in order for itself
+        self._blocks = []  # all in order
+        self._first_names = []  # of the blocks
+        self._opened = (None, frozenset())  # (number of a block, its names)
+
+    def add(self, names: list) -> None:
+        self._count += len(names)
+        self._runs.append(collections.deque(
+            blocks_of(sorted(to_text(name).encode("utf-8") for name in names))))
+
+    def sort(self) -> None:
+        """A block of the runs is let go when the last of its names is in its place."""
+        runs, self._runs = self._runs, []
+        for block in blocks_of(heapq.merge(*map(names_of_run, runs))):
+            self._blocks.append(block)
+            self._first_names.append(block[:block.find(b"\0")] if b"\0" in block else block)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self):
+        for block in self._blocks:
+            for name in block.split(b"\0"):
+                yield to_native(name.decode("utf-8"))
+
+    def __contains__(self, text: str) -> bool:
+        name = text.encode("utf-8")
+        number = bisect.bisect_right(self._first_names, name) - 1
+        if number < 0:
+            return False
+        if self._opened[0] != number:
+            self._opened = (number, frozenset(self._blocks[number].split(b"\0")))
+        return name in self._opened[1]
+
+
+def blocks_of(names):
+    """Yield the names, in their order, joined to blocks: no name holds a NUL."""
+    block, size = [], 0
+    for name in names:
+        block.append(name)
+        size += len(name) + 1
+        if size >= NAMES_BLOCK_BYTES:
+            yield b"\0".join(block)
+            block, size = [], 0
+    if block:
+        yield b"\0".join(block)
+
+
+def names_of_run(run: collections.deque):
+    while run:
+        yield from run.popleft().split(b"\0")
+
+
+# =================================================================================================
 # medialib/walk.py, from its line 17
 # The walk through a root: one listing per folder, in the order everything else relies on.
 # =================================================================================================
@@ -1169,16 +1241,18 @@ _JUNCTION = 0xA0000003  # the reparse tag of a Windows junction, which is a link
 # So many files of a folder are looked at while it is listed, which is quicker than by their paths.
 # On Windows an entry knows neither device nor inode.
 _LOOKED_AT_MOST = 2000 if _LISTS_DESCRIPTORS else 0
+_NAMES_UNPACKED = 20_000  # of one folder
 
 
 class FolderListing:
     """What one folder holds.
 
     rel, native      its relative text path ("" is the root), its absolute native path
-    names            native names of the files to look at, sorted by their text
+    names            native names of the files to look at, sorted by their text: a list, or the
+                     PackedNames of a huge folder
     stats            {native name: stat_result} of those that were looked at with the listing: all,
                      but for a huge folder, followed links and names that could not be
-    is_ascii         whether all names are, so that they are their own text
+    is_ascii         whether all names are, so that they are their own text; False for a huge folder
     subfolders       text names of the subfolders that the walk enters, in order
     held             text names of what is there but is left alone now: other mounts, nested roots,
                      followed links that lead nowhere now. What is catalogued at or below them
@@ -1309,31 +1383,34 @@ class FolderWalk:
                 os.close(descriptor)
 
     def _list(self, listing: FolderListing, frame: WalkFrame, handle) -> None:
-        entered = []
+        entered, packed = [], PackedNames()
         with os.scandir(handle) as entries:
             try:
-                self._sort_entries(entries, listing, frame, entered)
+                self._sort_entries(entries, listing, frame, entered, packed)
             except OSError as error:  # in the middle: what was seen stands, the rest is unknown
                 listing.error = error
+        if packed:
+            packed.add(listing.names)
+            packed.sort()
+            listing.names = packed
         listing.counts["files"] = len(listing.names)
         listing.counts["folders"] = len(entered)
         if listing.ignored:
             _ignore_all(listing)
             return
         listing.held.sort()
-        listing.is_ascii = all(map(str.isascii, listing.names))
-        if listing.is_ascii:
-            listing.names.sort()  # its text is the name itself; no second list for a huge folder
-        else:
-            listing.names.sort(key=to_text)
+        if not packed:
+            listing.is_ascii = all(map(str.isascii, listing.names))
+            listing.names.sort(key=None if listing.is_ascii else to_text)
         entered.sort(key=to_text)
         listing.subfolders = [to_text(name) for name in entered]
         entered.reverse()
         frame.pending = entered
 
-    def _sort_entries(self, entries, listing, frame, entered) -> None:
+    def _sort_entries(self, entries, listing, frame, entered, packed) -> None:
         """Put each entry where it belongs; this loop runs once for every file of a root."""
-        add_name, stats = listing.names.append, listing.stats
+        names, stats = listing.names, listing.stats
+        add_name = names.append
         for entry in entries:
             name = entry.name
             if name == IGNORE_MARKER:
@@ -1345,6 +1422,9 @@ class FolderWalk:
                         stats[name] = entry.stat(follow_symlinks=False)
                     except OSError:
                         continue  # find_files looks once more and says what is wrong with it
+                elif len(names) >= _NAMES_UNPACKED:
+                    packed.add(names)
+                    names.clear()
             elif entry.is_dir(follow_symlinks=False):
                 self._sort_folder(entry, listing, frame, entered)
             elif entry.is_symlink():
@@ -1495,23 +1575,6 @@ def files_at_rest(listing: FolderListing, prefix: str) -> set | None:
         (prefix + name, f"{seen.st_size}:{seen.st_mtime_ns}:{seen.st_ino}:", seen.st_ctime, 1)
         for name, seen in zip(names, stats.values())
     }
-
-
-class NamesAsText:
-    """Whether a text name is among native names sorted by their text."""
-
-    def __init__(self, names: list):
-        self.names = names
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, index: int) -> str:
-        return to_text(self.names[index])
-
-    def has(self, name: str) -> bool:
-        at = bisect.bisect_left(self, name)
-        return at < len(self.names) and self[at] == name
 
 
 # =================================================================================================
@@ -7583,7 +7646,7 @@ class FolderSeals:
 
 
 # =================================================================================================
-# medialib/scan_pipeline.py, from its line 38
+# medialib/scan_pipeline.py, from its line 39
 # Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
 # =================================================================================================
 
@@ -7799,9 +7862,8 @@ class RootScan:
 
     def _compare_big(self, listing, folder_id: int, prefix: str) -> None:
         """The same for a folder of any size: rows are fetched in chunks of its sorted names."""
-        names = listing.names
-        for start in range(0, len(names), BIG_FOLDER_PART):
-            part = names[start:start + BIG_FOLDER_PART]
+        names = iter(listing.names)
+        for part in iter(lambda: list(itertools.islice(names, BIG_FOLDER_PART)), []):
             known = self.cache.files_at(self.root.id,
                                         [prefix + to_text(name) for name in part])
             self._compare(listing, part, folder_id, prefix, known)
@@ -7811,11 +7873,13 @@ class RootScan:
         if listing.error is not None:
             return
         self.window.drain()
-        text_names, held = NamesAsText(names), set(listing.held)
+        present, held = listing.names, set(listing.held)
+        if type(present) is list:
+            present = frozenset(map(to_text, present))
         for part in self.cache.folder_paths(folder_id):
             gone_names = ((path, path.rpartition("/")[2]) for path, _ in part)
             self._gone_files([path for path, name in gone_names
-                              if name not in held and not text_names.has(name)])
+                              if name not in held and name not in present])
 
     def _problem(self, problem, folder_id: int, path: str, known: dict) -> None:
         """A name that was listed but could not be looked at: its row stays as it is."""

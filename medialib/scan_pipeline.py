@@ -7,6 +7,7 @@ taken in the order of the walk, so that the cursor is always a place up to which
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import time
 
@@ -33,7 +34,7 @@ from .scan_buffer import ChangeBuffer, error_class, error_text
 from .scan_common import parent_of, same_version, to_native, to_text
 from .scan_moves import MoveFinder
 from .scan_seal import FolderSeals
-from .walk import FileProblem, NamesAsText, files_at_rest, find_files, walk_folders
+from .walk import FileProblem, files_at_rest, find_files, walk_folders
 
 BIG_FOLDER = 2000
 BIG_FOLDER_PART = 1000
@@ -247,9 +248,8 @@ class RootScan:
 
     def _compare_big(self, listing, folder_id: int, prefix: str) -> None:
         """The same for a folder of any size: rows are fetched in chunks of its sorted names."""
-        names = listing.names
-        for start in range(0, len(names), BIG_FOLDER_PART):
-            part = names[start:start + BIG_FOLDER_PART]
+        names = iter(listing.names)
+        for part in iter(lambda: list(itertools.islice(names, BIG_FOLDER_PART)), []):
             known = self.cache.files_at(self.root.id,
                                         [prefix + to_text(name) for name in part])
             self._compare(listing, part, folder_id, prefix, known)
@@ -259,11 +259,13 @@ class RootScan:
         if listing.error is not None:
             return
         self.window.drain()
-        text_names, held = NamesAsText(names), set(listing.held)
+        present, held = listing.names, set(listing.held)
+        if type(present) is list:
+            present = frozenset(map(to_text, present))
         for part in self.cache.folder_paths(folder_id):
             gone_names = ((path, path.rpartition("/")[2]) for path, _ in part)
             self._gone_files([path for path, name in gone_names
-                              if name not in held and not text_names.has(name)])
+                              if name not in held and name not in present])
 
     def _problem(self, problem, folder_id: int, path: str, known: dict) -> None:
         """A name that was listed but could not be looked at: its row stays as it is."""

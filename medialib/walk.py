@@ -6,13 +6,13 @@ each with everything below it. Nothing here opens a file.
 
 from __future__ import annotations
 
-import bisect
 import errno
 import os
 import stat
 from typing import NamedTuple
 
 from .scan_common import IGNORE_MARKER, folder_key, inode_key, join_rel, to_text
+from .walk_names import PackedNames
 
 LEDGER_KEYS = (
     "files", "folders", "links", "specials", "other_mounts", "ignored", "nested_roots", "loops",
@@ -27,16 +27,18 @@ _JUNCTION = 0xA0000003  # the reparse tag of a Windows junction, which is a link
 # So many files of a folder are looked at while it is listed, which is quicker than by their paths.
 # On Windows an entry knows neither device nor inode.
 _LOOKED_AT_MOST = 2000 if _LISTS_DESCRIPTORS else 0
+_NAMES_UNPACKED = 20_000  # of one folder
 
 
 class FolderListing:
     """What one folder holds.
 
     rel, native      its relative text path ("" is the root), its absolute native path
-    names            native names of the files to look at, sorted by their text
+    names            native names of the files to look at, sorted by their text: a list, or the
+                     PackedNames of a huge folder
     stats            {native name: stat_result} of those that were looked at with the listing: all,
                      but for a huge folder, followed links and names that could not be
-    is_ascii         whether all names are, so that they are their own text
+    is_ascii         whether all names are, so that they are their own text; False for a huge folder
     subfolders       text names of the subfolders that the walk enters, in order
     held             text names of what is there but is left alone now: other mounts, nested roots,
                      followed links that lead nowhere now. What is catalogued at or below them
@@ -167,31 +169,34 @@ class FolderWalk:
                 os.close(descriptor)
 
     def _list(self, listing: FolderListing, frame: WalkFrame, handle) -> None:
-        entered = []
+        entered, packed = [], PackedNames()
         with os.scandir(handle) as entries:
             try:
-                self._sort_entries(entries, listing, frame, entered)
+                self._sort_entries(entries, listing, frame, entered, packed)
             except OSError as error:  # in the middle: what was seen stands, the rest is unknown
                 listing.error = error
+        if packed:
+            packed.add(listing.names)
+            packed.sort()
+            listing.names = packed
         listing.counts["files"] = len(listing.names)
         listing.counts["folders"] = len(entered)
         if listing.ignored:
             _ignore_all(listing)
             return
         listing.held.sort()
-        listing.is_ascii = all(map(str.isascii, listing.names))
-        if listing.is_ascii:
-            listing.names.sort()  # its text is the name itself; no second list for a huge folder
-        else:
-            listing.names.sort(key=to_text)
+        if not packed:
+            listing.is_ascii = all(map(str.isascii, listing.names))
+            listing.names.sort(key=None if listing.is_ascii else to_text)
         entered.sort(key=to_text)
         listing.subfolders = [to_text(name) for name in entered]
         entered.reverse()
         frame.pending = entered
 
-    def _sort_entries(self, entries, listing, frame, entered) -> None:
+    def _sort_entries(self, entries, listing, frame, entered, packed) -> None:
         """Put each entry where it belongs; this loop runs once for every file of a root."""
-        add_name, stats = listing.names.append, listing.stats
+        names, stats = listing.names, listing.stats
+        add_name = names.append
         for entry in entries:
             name = entry.name
             if name == IGNORE_MARKER:
@@ -203,6 +208,9 @@ class FolderWalk:
                         stats[name] = entry.stat(follow_symlinks=False)
                     except OSError:
                         continue  # find_files looks once more and says what is wrong with it
+                elif len(names) >= _NAMES_UNPACKED:
+                    packed.add(names)
+                    names.clear()
             elif entry.is_dir(follow_symlinks=False):
                 self._sort_folder(entry, listing, frame, entered)
             elif entry.is_symlink():
@@ -353,20 +361,3 @@ def files_at_rest(listing: FolderListing, prefix: str) -> set | None:
         (prefix + name, f"{seen.st_size}:{seen.st_mtime_ns}:{seen.st_ino}:", seen.st_ctime, 1)
         for name, seen in zip(names, stats.values())
     }
-
-
-class NamesAsText:
-    """Whether a text name is among native names sorted by their text."""
-
-    def __init__(self, names: list):
-        self.names = names
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, index: int) -> str:
-        return to_text(self.names[index])
-
-    def has(self, name: str) -> bool:
-        at = bisect.bisect_left(self, name)
-        return at < len(self.names) and self[at] == name

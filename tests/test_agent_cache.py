@@ -11,7 +11,7 @@ import types
 
 import pytest
 
-from medialib import hash_window, root_check, root_volume, scan_passes
+from medialib import hash_window, root_check, root_volume, scan_passes, scan_pipeline, walk
 from medialib.agent_cache import AgentCache
 from medialib.cache_changes import GoneFile
 from medialib.ffprobe import Ffprobe
@@ -480,6 +480,35 @@ def test_clearing_in_the_middle_of_a_scan(world):
     world.sync()
     world.check()
     world.check_quiet()
+
+
+# Huge folders
+
+@pytest.mark.parametrize("unpacked", [12, 1000])
+def test_a_huge_folder_is_compared_part_by_part(world, monkeypatch, unpacked):
+    monkeypatch.setattr(scan_pipeline, "BIG_FOLDER", 10)
+    monkeypatch.setattr(scan_pipeline, "BIG_FOLDER_PART", 7)
+    monkeypatch.setattr(walk, "_LOOKED_AT_MOST", 5)
+    monkeypatch.setattr(walk, "_NAMES_UNPACKED", unpacked)
+    names = [f"f/{number * 37 % 60:02d}é.txt" for number in range(60)]
+    fill(world, names)
+    world.sync()
+    world.check()
+    world.check_quiet()
+    for name in names[3:30:9]:
+        os.remove(world.path(name))
+    os.rename(world.path(names[1]), world.path("f", "0.txt"))
+    os.rename(world.path(names[2]), world.path("f", "zz.txt"))
+    world.write(names[4], b"other")
+    world.write("f/new.txt")
+    world.sync()
+    world.check()
+    world.check_quiet()
+    for name in names[:55]:
+        if os.path.exists(world.path(name)):
+            os.remove(world.path(name))
+    world.sync()
+    world.check()
 
 
 # Seals

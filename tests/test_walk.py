@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import random
@@ -11,9 +12,14 @@ import socket
 import subprocess
 import sys
 import textwrap
+from unittest import mock
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from medialib import walk as walk_module
+from medialib import walk_names
 from medialib.scan_common import (
     IGNORE_MARKER,
     Classifier,
@@ -406,6 +412,43 @@ def test_a_huge_folder_is_not_looked_at_as_a_whole(tmp_path):
     assert len(listing.stats) == 2000
     assert files_at_rest(listing, "") is None
     assert len(list(find_files(listing, listing.names))) == 2001
+
+
+NATIVE_NAMES = st.lists(st.binary(min_size=1, max_size=12).filter(
+    lambda raw: b"/" not in raw and b"\0" not in raw).map(os.fsdecode), unique=True, max_size=60)
+
+
+@given(runs=st.lists(NATIVE_NAMES, min_size=1, max_size=5), strange=NATIVE_NAMES)
+def test_packed_names_are_those_of_a_sorted_list(runs, strange):
+    with mock.patch.object(walk_names, "NAMES_BLOCK_BYTES", 40):
+        names = list(dict.fromkeys(itertools.chain(*runs)))
+        packed = walk_names.PackedNames()
+        left = set(names)
+        for run in runs:
+            packed.add([name for name in run if name in left])
+            left -= set(run)
+        packed.sort()
+    assert len(packed) == len(names)
+    assert list(packed) == sorted(names, key=to_text)
+    assert list(packed) == sorted(names, key=to_text)
+    for name in [*names, *strange, "a", "zz"]:
+        assert (to_text(name) in packed) == (name in names)
+
+
+def test_the_names_of_a_huge_folder_are_packed(tmp_path, monkeypatch):
+    monkeypatch.setattr(walk_module, "_LOOKED_AT_MOST", 10)
+    monkeypatch.setattr(walk_module, "_NAMES_UNPACKED", 20)
+    names = [f"{number * 7919 % 1000:03d}é.txt" for number in range(90)] + ["\udcff.mkv"]
+    for name in names:
+        (tmp_path / name).touch()
+    (tmp_path / "z").mkdir()
+    listing = walk(tmp_path)[0]
+    assert isinstance(listing.names, walk_names.PackedNames)
+    assert list(listing.names) == sorted(names, key=to_text)
+    assert listing.counts["files"] == 91
+    assert listing.subfolders == ["z"]
+    found = [one.native for one in find_files(listing, listing.names)]
+    assert found == [str(tmp_path / name) for name in sorted(names, key=to_text)]
 
 
 def test_find_files_reports_what_went_wrong(tree):

@@ -19,14 +19,13 @@ from bundle_rules import RuleError, load_modules, read_text
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = [
-    "base", "late", "app_folder", "scan_common", "settings", "walk", "mounts", "hashing", "leash",
-    "probe_run", "ffprobe", "sqlite_store", "http_body", "http_gate", "http_deadline", "http_json",
-    "http_answer", "http_listener", "http_shares", "http_server", "http_client", "progress",
-    "cache_schema", "cache_changes", "cache_batch", "index_writer", "cache_feed", "cache_outbox",
-    "cache_roots",
-    "agent_cache", "scan_buffer", "scan_plan", "hash_window", "root_volume", "root_check",
-    "scan_moves", "scan_seal", "scan_pipeline", "scan_passes", "scan_run", "delivery", "host_link",
-    "agent_service", "stop_signals",
+    "base", "late", "app_folder", "scan_common", "settings", "walk_names", "walk", "mounts",
+    "hashing", "leash", "probe_run", "ffprobe", "sqlite_store", "http_body", "http_gate",
+    "http_deadline", "http_json", "http_answer", "http_listener", "http_shares", "http_server",
+    "http_client", "progress", "cache_schema", "cache_changes", "cache_batch", "index_writer",
+    "cache_feed", "cache_outbox", "cache_roots", "agent_cache", "scan_buffer", "scan_plan",
+    "hash_window", "root_volume", "root_check", "scan_moves", "scan_seal", "scan_pipeline",
+    "scan_passes", "scan_run", "delivery", "host_link", "agent_service", "stop_signals",
 ]
 AGENT = [
     "agent_identity", "agent_routes", "plain_scan", "agent_cli",
