@@ -6,57 +6,59 @@ is one module's code, verbatim: low level first, the command line last. `line` i
 here, `there` where in the module: that maps a traceback back.
 
     line  there  section
-     121      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
-     171     13  medialib/late.py: Modules of the standard library that are slow to import and that many runs do not need.
-     213     24  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
-     499     19  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
-     858     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
-    1098     11  medialib/walk_names.py: The names in one huge folder, in less than half of the memory of a list of them.
-    1169     17  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
-    1523     19  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
-    1839     25  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
-    2044     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
-    2080     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
-    2260     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
-    2493     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2757     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
-    2970     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    3179     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    3320     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3575     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3655     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    4039     11  medialib/http_shares.py: What all connections share: bytes, the memory of parsed JSON, places for endless answers.
-    4129     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
-    4470     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4846     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    4963     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    5099     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
-    5250     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
-    5341     10  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5647      8  medialib/cache_feed.py: Rows on their way from the scan to the host: just stored, so that nobody need read them again.
-    5694     20  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    6052     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    6350     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6701     11  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6766     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6909     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    7232     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    7356     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    7464     13  medialib/scan_moves.py: Where the content of a file that is new at its path was known before: a move, or a hard link.
-    7543     13  medialib/scan_seal.py: A folder's seal: what its files looked like when all of them were as the index says.
-    7591     39  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    7960     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    8268     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    8478     24  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    8883     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    9077     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    9457     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
-    9487     15  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
-    9549     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
-    9614     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
-    9839     45  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
+     124      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
+     174     13  medialib/late.py: Modules of the standard library that are slow to import and that many runs do not need.
+     217     13  medialib/launch.py: Running a program that is one large file without the syntax tree of that file.
+     248     10  medialib/allocator.py: How the C library keeps freed memory, for programs that run for a long time.
+     281     24  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
+     567     19  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
+     926     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
+    1166     11  medialib/walk_names.py: The names in one huge folder, in less than half of the memory of a list of them.
+    1237     17  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
+    1591     19  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
+    1907     25  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
+    2112     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
+    2148     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
+    2328     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
+    2561     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
+    2825     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
+    3038     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    3247     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3388     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3643     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3723     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    4107     11  medialib/http_shares.py: What all connections share: bytes, the memory of parsed JSON, places for endless answers.
+    4197     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
+    4538     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4914     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    5031     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    5167     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
+    5318     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
+    5409     10  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5715      8  medialib/cache_feed.py: Rows on their way from the scan to the host: just stored, so that nobody need read them again.
+    5762     20  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    6120     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    6418     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6770     11  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6835     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6978     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    7301     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    7425     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    7533     13  medialib/scan_moves.py: Where the content of a file that is new at its path was known before: a move, or a hard link.
+    7612     13  medialib/scan_seal.py: A folder's seal: what its files looked like when all of them were as the index says.
+    7660     39  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    8029     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    8337     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    8547     24  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    8952     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    9146     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    9526     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
+    9556     15  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
+    9618     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
+    9683     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
+    9908     46  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
 """
-# sha256 of all below this line: fe2b7e787e43300ca84c19abf25cf842683ed5f31ead9624126235876d36c4cb
+# sha256 of all below this line: 79a825db54986c4f8ac55ab4655091123d4f0f76b76e84e4d0d51096622ef598
 
 from __future__ import annotations
 
@@ -65,6 +67,7 @@ import collections
 import contextlib
 import errno
 import fnmatch
+import functools
 import heapq
 import importlib
 import io
@@ -189,6 +192,7 @@ class LateModule:
 
 argparse = LateModule("argparse")
 concurrent = LateModule("concurrent.futures")
+ctypes = LateModule("ctypes")
 email = LateModule("email.utils")
 gzip = LateModule("gzip")
 hashlib = LateModule("hashlib")
@@ -203,6 +207,70 @@ ssl = LateModule("ssl")
 subprocess = LateModule("subprocess")
 urllib = LateModule("urllib.parse")
 uuid = LateModule("uuid")
+
+
+# =================================================================================================
+# medialib/launch.py, from its line 13
+# Running a program that is one large file without the syntax tree of that file.
+# =================================================================================================
+
+class Launched(Exception):
+    """Ends the run of the file; never shown to anybody."""
+
+
+def launch(main) -> None:
+    """Exit with the result of `main()`, called when Python has freed the file's syntax tree.
+
+    That is so when an exception has ended the file, and what Python does with an exception that
+    nobody handles is up to sys.excepthook. Below a debugger or profiler main() is called at once.
+    """
+    if sys._getframe(1).f_back is not None:
+        sys.exit(main())
+    sys.excepthook = functools.partial(_run, main)
+    raise Launched
+
+
+def _run(main, *_unhandled) -> None:
+    sys.excepthook = sys.__excepthook__
+    try:
+        status = main()
+    except (Exception, KeyboardInterrupt) as error:  # or Python would speak of an error in its hook
+        sys.__excepthook__(type(error), error, error.__traceback__)
+        status = 130 if isinstance(error, KeyboardInterrupt) else 1
+    sys.exit(status)
+
+
+# =================================================================================================
+# medialib/allocator.py, from its line 10
+# How the C library keeps freed memory, for programs that run for a long time.
+# =================================================================================================
+
+M_TRIM_THRESHOLD = -1  # of glibc's <malloc.h>
+M_MMAP_THRESHOLD = -3
+LARGE_BLOCK_BYTES = 4 << 20
+
+
+def give_large_blocks_back() -> None:
+    """From now on a large block goes back to the system when it is freed.
+
+    By itself glibc takes the first large block that is freed for the usual size, and keeps that
+    much and more in the heap of every thread that handled one: twice the memory under many large
+    requests.
+    """
+    call_c_library("mallopt", M_MMAP_THRESHOLD, LARGE_BLOCK_BYTES)
+    call_c_library("mallopt", M_TRIM_THRESHOLD, 2 * LARGE_BLOCK_BYTES)
+
+
+def give_freed_memory_back() -> None:
+    """What was needed to start lies unused between what is still needed."""
+    call_c_library("malloc_trim", 0)
+
+
+def call_c_library(name: str, *numbers: int) -> None:
+    """Call a function of glibc. Other C libraries do without these, and are left as they are."""
+    if sys.platform.startswith("linux"):
+        with contextlib.suppress(ImportError, OSError, AttributeError):
+            getattr(ctypes.CDLL(None), name)(*numbers)
 
 
 # =================================================================================================
@@ -6348,6 +6416,7 @@ def is_replaced(root: CachedRoot, info) -> bool:
 # =================================================================================================
 
 AGENT_CACHE_INTERFACE = 1  # raised when agents could not use an older or newer agent_cache.py
+PAGE_CACHE_KIB = 4096  # a scan goes through the index in its order
 LOOKUP_CHUNK = 400  # SQLite before 3.32 takes at most 999 values in one statement
 KNOWN_FILE_COLUMNS = ", ".join(KnownFile._fields)
 KNOWN_CONTENT_COLUMNS = ", ".join(KnownContent._fields)
@@ -6376,7 +6445,7 @@ class AgentCache:
 
     def _open(self) -> StoreConnection:
         # NORMAL: after a power cut the host may know more than this cache, which `align` expects.
-        store = StoreConnection(self.path, synchronous="NORMAL")
+        store = StoreConnection(self.path, synchronous="NORMAL", cache_kib=PAGE_CACHE_KIB)
         try:
             check_sound(store)
             migrate(store, AGENT_MIGRATIONS)
@@ -9832,7 +9901,7 @@ class PlainRoot:
 
 
 # =================================================================================================
-# medialib/agent_cli.py, from its line 45
+# medialib/agent_cli.py, from its line 46
 # The agent's command line: python agent.py HOST [ROOT…].
 # =================================================================================================
 
@@ -9954,6 +10023,7 @@ class AgentProgram:
     def _run_locked(self, lock) -> int:
         if sqlite3 is None:
             return self._run_without_cache()
+        give_freed_memory_back()
         cache = self._open_cache()
         try:
             if self.arguments.clear_cache:
@@ -10118,4 +10188,4 @@ def check_roots(roots: list) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(agent_main())
+    launch(agent_main)

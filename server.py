@@ -6,107 +6,108 @@ is one module's code, verbatim: low level first, the command line last. `line` i
 here, `there` where in the module: that maps a traceback back.
 
     line  there  section
-     183      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
-     233     13  medialib/late.py: Modules of the standard library that are slow to import and that many runs do not need.
-     275     24  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
-     561     19  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
-     920     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
-    1160     11  medialib/walk_names.py: The names in one huge folder, in less than half of the memory of a list of them.
-    1231     17  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
-    1585     19  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
-    1901     25  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
-    2106     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
-    2142     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
-    2322     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
-    2555     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2819     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
-    3032     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    3241     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    3382     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3637     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3717     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    4101     11  medialib/http_shares.py: What all connections share: bytes, the memory of parsed JSON, places for endless answers.
-    4191     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
-    4532     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4908     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    5025     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    5161     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
-    5312     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
-    5403     10  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5709      8  medialib/cache_feed.py: Rows on their way from the scan to the host: just stored, so that nobody need read them again.
-    5756     20  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    6114     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    6412     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6763     11  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6828     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6971     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    7294     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    7418     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    7526     13  medialib/scan_moves.py: Where the content of a file that is new at its path was known before: a move, or a hard link.
-    7605     13  medialib/scan_seal.py: A folder's seal: what its files looked like when all of them were as the index says.
-    7653     39  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    8022     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    8330     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    8540     24  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    8945     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    9139     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    9519     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
-    9549     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
-    9811     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
-    9992     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
-   10321     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
-   10495     14  medialib/catalog_facts.py: What is known of a file beside its stamps: hashes, ffprobe's answer, what could not be done; and
-   10595     25  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
-   10935     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
-   11179     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
-   11318     14  medialib/catalog_word_sql.py: What SQLite itself can tell of a search: conditions that every match fulfils.
-   11416     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
-   11470     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
-   11570     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
-   11682     11  medialib/catalog_show.py: Files as the API shows them.
-   11729     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
-   11974     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
-   12042     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
-   12141     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
-   12408     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
-   12561     22  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
-   12756     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
-   12885     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
-   13243     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
-   13312     25  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
-   13608     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
-   13711     13  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
-   13753     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
-   13910     10  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
-   14138      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
-   14175     10  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
-   14289     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
-   14413     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
-   14588     10  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
-   14619     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
-   14878     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   15121     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   15162     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   15379     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
-   15610     15  medialib/ingest_outline.py: The outline of what agents send: who speaks, of which root, how much; all but the records.
-   15733      9  medialib/ingest_order.py: Batches of one agent that are under way together: each is applied behind the one before it.
-   15788     45  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   16107     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   16238      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   16279      1  medialib/web/: The files of the web UI.
-   20555     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   20654     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   20725     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   20899     14  medialib/server_turns.py: Lists of the catalogue are made a few at a time, however many ask at once.
-   20925     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   21013     18  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   21160      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   21241      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   21284     47  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   21595     13  medialib/allocator.py: How the C library keeps freed memory, for a program that strangers send large things to.
-   21620     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+     180      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
+     230     13  medialib/late.py: Modules of the standard library that are slow to import and that many runs do not need.
+     273     13  medialib/launch.py: Running a program that is one large file without the syntax tree of that file.
+     304     10  medialib/allocator.py: How the C library keeps freed memory, for programs that run for a long time.
+     337     24  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
+     623     19  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
+     982     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
+    1222     11  medialib/walk_names.py: The names in one huge folder, in less than half of the memory of a list of them.
+    1293     17  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
+    1647     19  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
+    1963     25  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
+    2168     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
+    2204     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
+    2384     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
+    2617     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
+    2881     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
+    3094     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    3303     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3444     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3699     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3779     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    4163     11  medialib/http_shares.py: What all connections share: bytes, the memory of parsed JSON, places for endless answers.
+    4253     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
+    4594     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4970     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    5087     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    5223     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
+    5374     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
+    5465     10  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5771      8  medialib/cache_feed.py: Rows on their way from the scan to the host: just stored, so that nobody need read them again.
+    5818     20  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    6176     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    6474     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6826     11  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6891     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    7034     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    7357     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    7481     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    7589     13  medialib/scan_moves.py: Where the content of a file that is new at its path was known before: a move, or a hard link.
+    7668     13  medialib/scan_seal.py: A folder's seal: what its files looked like when all of them were as the index says.
+    7716     39  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    8085     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    8393     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    8603     24  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    9008     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    9202     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    9582     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
+    9612     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
+    9874     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
+   10055     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
+   10384     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
+   10558     14  medialib/catalog_facts.py: What is known of a file beside its stamps: hashes, ffprobe's answer, what could not be done; and
+   10658     25  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
+   10998     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
+   11242     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
+   11381     14  medialib/catalog_word_sql.py: What SQLite itself can tell of a search: conditions that every match fulfils.
+   11479     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
+   11533     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
+   11633     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
+   11745     11  medialib/catalog_show.py: Files as the API shows them.
+   11792     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
+   12037     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
+   12105     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
+   12204     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
+   12471     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
+   12624     22  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
+   12819     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
+   12948     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
+   13306     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
+   13375     25  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
+   13671     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
+   13774     13  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
+   13816     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
+   13973     10  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
+   14201      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
+   14238     10  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
+   14352     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
+   14476     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
+   14651     10  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
+   14682     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
+   14941     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   15184     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   15225     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   15442     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   15673     15  medialib/ingest_outline.py: The outline of what agents send: who speaks, of which root, how much; all but the records.
+   15796      9  medialib/ingest_order.py: Batches of one agent that are under way together: each is applied behind the one before it.
+   15851     45  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   16170     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   16301      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   16342      1  medialib/web/: The files of the web UI.
+   20618     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   20717     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   20788     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   20962     14  medialib/server_turns.py: Lists of the catalogue are made a few at a time, however many ask at once.
+   20988     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   21076     18  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   21223      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   21304      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   21347     47  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   21658     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: 817ddcd4c7a016ca9af88cf91ea3eb1a77eaf58b2f2513de5e2bcf8d0dd0bf83
+# sha256 of all below this line: 8a8288ae28a32d9e8fdaba05b240b4a5289a9cdde29aa398df4f645ef984c49f
 
 from __future__ import annotations
 
@@ -169,10 +170,6 @@ try:
     import resource
 except ImportError:  # Windows
     resource = None
-try:
-    import ctypes
-except ImportError:
-    ctypes = None
 
 
 # =================================================================================================
@@ -251,6 +248,7 @@ class LateModule:
 
 argparse = LateModule("argparse")
 concurrent = LateModule("concurrent.futures")
+ctypes = LateModule("ctypes")
 email = LateModule("email.utils")
 gzip = LateModule("gzip")
 hashlib = LateModule("hashlib")
@@ -265,6 +263,70 @@ ssl = LateModule("ssl")
 subprocess = LateModule("subprocess")
 urllib = LateModule("urllib.parse")
 uuid = LateModule("uuid")
+
+
+# =================================================================================================
+# medialib/launch.py, from its line 13
+# Running a program that is one large file without the syntax tree of that file.
+# =================================================================================================
+
+class Launched(Exception):
+    """Ends the run of the file; never shown to anybody."""
+
+
+def launch(main) -> None:
+    """Exit with the result of `main()`, called when Python has freed the file's syntax tree.
+
+    That is so when an exception has ended the file, and what Python does with an exception that
+    nobody handles is up to sys.excepthook. Below a debugger or profiler main() is called at once.
+    """
+    if sys._getframe(1).f_back is not None:
+        sys.exit(main())
+    sys.excepthook = functools.partial(_run, main)
+    raise Launched
+
+
+def _run(main, *_unhandled) -> None:
+    sys.excepthook = sys.__excepthook__
+    try:
+        status = main()
+    except (Exception, KeyboardInterrupt) as error:  # or Python would speak of an error in its hook
+        sys.__excepthook__(type(error), error, error.__traceback__)
+        status = 130 if isinstance(error, KeyboardInterrupt) else 1
+    sys.exit(status)
+
+
+# =================================================================================================
+# medialib/allocator.py, from its line 10
+# How the C library keeps freed memory, for programs that run for a long time.
+# =================================================================================================
+
+M_TRIM_THRESHOLD = -1  # of glibc's <malloc.h>
+M_MMAP_THRESHOLD = -3
+LARGE_BLOCK_BYTES = 4 << 20
+
+
+def give_large_blocks_back() -> None:
+    """From now on a large block goes back to the system when it is freed.
+
+    By itself glibc takes the first large block that is freed for the usual size, and keeps that
+    much and more in the heap of every thread that handled one: twice the memory under many large
+    requests.
+    """
+    call_c_library("mallopt", M_MMAP_THRESHOLD, LARGE_BLOCK_BYTES)
+    call_c_library("mallopt", M_TRIM_THRESHOLD, 2 * LARGE_BLOCK_BYTES)
+
+
+def give_freed_memory_back() -> None:
+    """What was needed to start lies unused between what is still needed."""
+    call_c_library("malloc_trim", 0)
+
+
+def call_c_library(name: str, *numbers: int) -> None:
+    """Call a function of glibc. Other C libraries do without these, and are left as they are."""
+    if sys.platform.startswith("linux"):
+        with contextlib.suppress(ImportError, OSError, AttributeError):
+            getattr(ctypes.CDLL(None), name)(*numbers)
 
 
 # =================================================================================================
@@ -6410,6 +6472,7 @@ def is_replaced(root: CachedRoot, info) -> bool:
 # =================================================================================================
 
 AGENT_CACHE_INTERFACE = 1  # raised when agents could not use an older or newer agent_cache.py
+PAGE_CACHE_KIB = 4096  # a scan goes through the index in its order
 LOOKUP_CHUNK = 400  # SQLite before 3.32 takes at most 999 values in one statement
 KNOWN_FILE_COLUMNS = ", ".join(KnownFile._fields)
 KNOWN_CONTENT_COLUMNS = ", ".join(KnownContent._fields)
@@ -6438,7 +6501,7 @@ class AgentCache:
 
     def _open(self) -> StoreConnection:
         # NORMAL: after a power cut the host may know more than this cache, which `align` expects.
-        store = StoreConnection(self.path, synchronous="NORMAL")
+        store = StoreConnection(self.path, synchronous="NORMAL", cache_kib=PAGE_CACHE_KIB)
         try:
             check_sound(store)
             migrate(store, AGENT_MIGRATIONS)
@@ -21588,31 +21651,6 @@ def is_our_agent(text: bytes) -> bool:
 
 
 # =================================================================================================
-# medialib/allocator.py, from its line 13
-# How the C library keeps freed memory, for a program that strangers send large things to.
-# =================================================================================================
-
-M_TRIM_THRESHOLD = -1  # of glibc's <malloc.h>
-M_MMAP_THRESHOLD = -3
-LARGE_BLOCK_BYTES = 4 << 20
-
-
-def give_large_blocks_back() -> None:
-    """From now on a large block goes back to the system when it is freed.
-
-    By itself glibc takes the first large block that is freed for the usual size, and keeps that
-    much and more in the heap of every thread that handled one: twice the memory under many large
-    requests. Other C libraries do without this, and are left as they are.
-    """
-    if ctypes is None or not sys.platform.startswith("linux"):
-        return
-    with contextlib.suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK_BYTES)
-        mallopt(M_TRIM_THRESHOLD, 2 * LARGE_BLOCK_BYTES)
-
-
-# =================================================================================================
 # medialib/server_cli.py, from its line 40
 # The host's command line: python server.py [ROOT…].
 # =================================================================================================
@@ -21758,6 +21796,7 @@ class ServerProgram:
                        "port": server.port, "scheme": "https" if arguments.certfile else "http"}
         self._catch_signals(self.stop_requested.set)
         give_large_blocks_back()
+        give_freed_memory_back()
         upkeep = HostUpkeep(catalog, self.folder)
         server.start()
         upkeep.start()
@@ -21908,4 +21947,4 @@ def welcome_text(arguments, port: int, catalog: Catalog) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(server_main())
+    launch(server_main)

@@ -21,6 +21,7 @@ from .scan_common import inode_number, version_prefix
 from .sqlite_store import StoreConnection, check_sound, migrate
 
 AGENT_CACHE_INTERFACE = 1  # raised when agents could not use an older or newer agent_cache.py
+PAGE_CACHE_KIB = 4096  # a scan goes through the index in its order
 LOOKUP_CHUNK = 400  # SQLite before 3.32 takes at most 999 values in one statement
 KNOWN_FILE_COLUMNS = ", ".join(KnownFile._fields)
 KNOWN_CONTENT_COLUMNS = ", ".join(KnownContent._fields)
@@ -49,7 +50,7 @@ class AgentCache:
 
     def _open(self) -> StoreConnection:
         # NORMAL: after a power cut the host may know more than this cache, which `align` expects.
-        store = StoreConnection(self.path, synchronous="NORMAL")
+        store = StoreConnection(self.path, synchronous="NORMAL", cache_kib=PAGE_CACHE_KIB)
         try:
             check_sound(store)
             migrate(store, AGENT_MIGRATIONS)

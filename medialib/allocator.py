@@ -1,14 +1,11 @@
-"""How the C library keeps freed memory, for a program that strangers send large things to."""
+"""How the C library keeps freed memory, for programs that run for a long time."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
 
-try:
-    import ctypes
-except ImportError:
-    ctypes = None
+from .late import ctypes
 
 M_TRIM_THRESHOLD = -1  # of glibc's <malloc.h>
 M_MMAP_THRESHOLD = -3
@@ -20,11 +17,19 @@ def give_large_blocks_back() -> None:
 
     By itself glibc takes the first large block that is freed for the usual size, and keeps that
     much and more in the heap of every thread that handled one: twice the memory under many large
-    requests. Other C libraries do without this, and are left as they are.
+    requests.
     """
-    if ctypes is None or not sys.platform.startswith("linux"):
-        return
-    with contextlib.suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK_BYTES)
-        mallopt(M_TRIM_THRESHOLD, 2 * LARGE_BLOCK_BYTES)
+    call_c_library("mallopt", M_MMAP_THRESHOLD, LARGE_BLOCK_BYTES)
+    call_c_library("mallopt", M_TRIM_THRESHOLD, 2 * LARGE_BLOCK_BYTES)
+
+
+def give_freed_memory_back() -> None:
+    """What was needed to start lies unused between what is still needed."""
+    call_c_library("malloc_trim", 0)
+
+
+def call_c_library(name: str, *numbers: int) -> None:
+    """Call a function of glibc. Other C libraries do without these, and are left as they are."""
+    if sys.platform.startswith("linux"):
+        with contextlib.suppress(ImportError, OSError, AttributeError):
+            getattr(ctypes.CDLL(None), name)(*numbers)

@@ -31,6 +31,7 @@ class LateModule:
 
 argparse = LateModule("argparse")
 concurrent = LateModule("concurrent.futures")
+ctypes = LateModule("ctypes")
 email = LateModule("email.utils")
 gzip = LateModule("gzip")
 hashlib = LateModule("hashlib")

@@ -267,7 +267,10 @@ def small_clone(folder: Path, monkeypatch, web: dict) -> Path:
     (folder / "medialib/agent_cli.py").write_text(HEAD + entry)
     for name, text in web.items():
         (folder / "medialib/web" / name).write_bytes(text.encode())
-    monkeypatch.setattr(amalgamate, "BUNDLES", {"agent": (["web_assets", "agent_cli"], "run it")})
+    launch = (support.ROOT / "medialib/launch.py").read_text(encoding="utf-8")
+    (folder / "medialib/launch.py").write_text(launch)
+    monkeypatch.setattr(amalgamate, "BUNDLES",
+                        {"agent": (["launch", "web_assets", "agent_cli"], "run it")})
     return folder
 
 
@@ -349,3 +352,70 @@ def test_python_m_medialib_explains_itself():
     done = run(sys.executable, "-m", "medialib", cwd=support.ROOT)
     assert done.returncode == 2
     assert "agent|server" in done.stderr
+
+
+LAUNCHED = """
+import sys
+sys.path.insert(0, {root!r})
+from medialib.launch import launch
+
+def main():
+    print("main runs")
+    {body}
+
+if __name__ == "__main__":
+    launch(main)
+    print("never reached")
+"""
+
+
+@pytest.mark.parametrize(("body", "status", "said"), [
+    ("return 3", 3, ""), ("return None", 0, ""), ("sys.exit(4)", 4, ""),
+    ("sys.exit('no host')", 1, "no host\n"),
+    ("raise ValueError('wrong')", 1, "ValueError: wrong\n"),
+    ("raise KeyboardInterrupt", 130, "KeyboardInterrupt\n"),
+])
+@pytest.mark.parametrize("which", [support.oldest_python, support.newest_python])
+def test_a_launched_program_ends_as_its_main_says(tmp_path, which, body, status, said):
+    program = tmp_path / "program.py"
+    program.write_text(LAUNCHED.format(root=str(support.ROOT), body=body))
+    for command in ([str(program)], ["-c", f"import runpy; runpy.run_path({str(program)!r}, None,"
+                                           " '__main__')"]):
+        if "KeyboardInterrupt" in body and command[0] == "-c":
+            continue  # Python's own affair
+        ended = run(which(), *command)
+        assert ended.returncode == status
+        assert ended.stdout.startswith("main runs")
+        assert "never" not in ended.stdout
+        assert ended.stderr.endswith(said)
+        assert "Launched" not in ended.stderr
+        assert "excepthook" not in ended.stderr
+        if not said:
+            assert ended.stderr == ""
+
+
+MEASURED = """
+def main():
+    give_freed_memory_back()
+    with open("/proc/self/status") as status:
+        print(*[line.split()[1] for line in status if line.startswith("VmRSS:")])
+
+if __name__ == "__main__":
+    {start}
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is read from /proc")
+def test_a_launched_program_does_not_keep_its_syntax_tree(tmp_path):
+    """If Python ever frees it by itself, launch.py has no work left."""
+    used_kib = {}
+    for start in ("main()", "launch(main)"):
+        program = tmp_path / "program.py"
+        program.write_text(
+            f"import sys\nsys.path.insert(0, {str(support.ROOT)!r})\n"
+            "from medialib.allocator import give_freed_memory_back\n"
+            "from medialib.launch import launch\n" + "x = [1, (2, 3), {4: 5}]\n" * 20_000
+            + MEASURED.format(start=start))
+        done = run(sys.executable, program)
+        used_kib[start] = int(done.stdout)
+    assert used_kib["launch(main)"] < used_kib["main()"] - 8000

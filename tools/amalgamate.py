@@ -19,13 +19,14 @@ from bundle_rules import RuleError, load_modules, read_text
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = [
-    "base", "late", "app_folder", "scan_common", "settings", "walk_names", "walk", "mounts",
-    "hashing", "leash", "probe_run", "ffprobe", "sqlite_store", "http_body", "http_gate",
-    "http_deadline", "http_json", "http_answer", "http_listener", "http_shares", "http_server",
-    "http_client", "progress", "cache_schema", "cache_changes", "cache_batch", "index_writer",
-    "cache_feed", "cache_outbox", "cache_roots", "agent_cache", "scan_buffer", "scan_plan",
-    "hash_window", "root_volume", "root_check", "scan_moves", "scan_seal", "scan_pipeline",
-    "scan_passes", "scan_run", "delivery", "host_link", "agent_service", "stop_signals",
+    "base", "late", "launch", "allocator", "app_folder", "scan_common", "settings",
+    "walk_names", "walk", "mounts", "hashing", "leash", "probe_run", "ffprobe", "sqlite_store",
+    "http_body", "http_gate", "http_deadline", "http_json", "http_answer", "http_listener",
+    "http_shares", "http_server", "http_client", "progress", "cache_schema", "cache_changes",
+    "cache_batch", "index_writer", "cache_feed", "cache_outbox", "cache_roots", "agent_cache",
+    "scan_buffer", "scan_plan", "hash_window", "root_volume", "root_check", "scan_moves",
+    "scan_seal", "scan_pipeline", "scan_passes", "scan_run", "delivery", "host_link",
+    "agent_service", "stop_signals",
 ]
 AGENT = [
     "agent_identity", "agent_routes", "plain_scan", "agent_cli",
@@ -40,7 +41,7 @@ SERVER = [
     "catalog_sample", "catalog_skip", "catalog_files", "catalog_changes", "catalog_facets",
     "catalog_same_folders", "ingest_outline", "ingest_order", "ingest", "local_scan", "web_assets",
     "catalog_forget", "catalog_reclassify", "server_agents", "server_turns", "server_events",
-    "server_export", "server_metrics", "server_openapi", "server_routes", "allocator", "server_cli",
+    "server_export", "server_metrics", "server_openapi", "server_routes", "server_cli",
 ]
 BUNDLES = {
     "agent": (SHARED + AGENT, "copy it to a machine and run `python3 agent.py HOST`"),
@@ -109,7 +110,7 @@ def build(root: Path, program: str) -> str:
         body += f"\n\n{RULER}\n# {path}, from its line {first}\n# {summary}\n{RULER}\n\n"
         head += f"  {height + body.count(NEWLINE):6} {first:6}  {path}: {summary}\n"
         body += text
-    body += f'\n\nif __name__ == "__main__":\n    sys.exit({program}_main())\n'
+    body += f'\n\nif __name__ == "__main__":\n    launch({program}_main)\n'
     digest = hashlib.sha256(body.encode("utf-8")).hexdigest()
     return f'{head}"""\n# sha256 of all below this line: {digest}\n{body}'
 

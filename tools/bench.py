@@ -54,6 +54,7 @@ from bench_world import (
 )
 
 sys.path.insert(0, str(ROOT))
+from medialib.host_link import BATCHES_AT_ONCE  # noqa: E402 (the package beside this folder)
 from medialib.mounts import describe_root  # noqa: E402 (the package beside this folder)
 
 try:
@@ -201,17 +202,24 @@ class Bench:
 
     # -- ingest ----------------------------------------------------------------------------------
 
-    def post(self, host: Host, bodies: list) -> None:
-        line = host.connect()
-        for body in bodies:
-            host.post("/ingest/batch", body, line)
-        line.close()
+    def post(self, host: Host, bodies: list, at_once: int = BATCHES_AT_ONCE) -> None:
+        """As many at once, each over a line of its own, as the agents do that are told of."""
+        lines = [host.connect() for _ in range(at_once)]
+        for number, body in enumerate(bodies):
+            line = lines[number % at_once]
+            if number >= at_once:
+                host.answer(line)
+            host.ask("/ingest/batch", body, line)
+        for number in range(max(0, len(bodies) - at_once), len(bodies)):
+            host.answer(lines[number % at_once])
+        for line in lines:
+            line.close()
 
-    def post_all(self, host: Host, agents: list) -> Cost:
+    def post_all(self, host: Host, agents: list, at_once: int = BATCHES_AT_ONCE) -> Cost:
         """The host's cost of the bodies of several agents at once."""
         before, started = host.cpu_s(), time.monotonic()
         with ThreadPoolExecutor(len(agents)) as pool:
-            list(pool.map(lambda bodies: self.post(host, bodies), agents))
+            list(pool.map(lambda bodies: self.post(host, bodies, at_once), agents))
         return Cost(time.monotonic() - started, host.cpu_s() - before, host.memory_mib())
 
     def raw(self, catalog: Path) -> Cost:
@@ -252,11 +260,11 @@ class Bench:
                 raw = self.raw(catalog)
                 size = size_of(catalog)
                 older = [make_bodies(n, 0, each, older=True) for n in range(agents)]
-                self.post_all(host, older)  # who says no name is another agent: its own rows
+                self.post_all(host, older, 1)  # who says no name is another agent: its own rows
                 host.wait_until_idle()
                 grown = size_of_rows(catalog)
                 older = [make_bodies(n, 0, each, older=True) for n in range(agents)]
-                repost = self.post_all(host, older)
+                repost = self.post_all(host, older, 1)
                 if size_of_rows(catalog) > grown:
                     raise BenchError("the database grew with rows that it had already")
                 summary = host.call("/api/summary", {})

@@ -206,14 +206,21 @@ class Host:
     def post(self, path: str, packed: bytes | None, line=None) -> bytes:
         """One call over `line`, or over a connection of its own."""
         own = line or self.connect()
-        headers = {"Content-Type": "application/json"} if packed is not None else {}
-        own.request("GET" if packed is None else "POST", path, packed, headers)
-        answer = own.getresponse()
-        content = answer.read()
+        self.ask(path, packed, own)
+        content = self.answer(own)
         if line is None:
             own.close()
+        return content
+
+    def ask(self, path: str, packed: bytes | None, line) -> None:
+        headers = {"Content-Type": "application/json"} if packed is not None else {}
+        line.request("GET" if packed is None else "POST", path, packed, headers)
+
+    def answer(self, line) -> bytes:
+        answer = line.getresponse()
+        content = answer.read()
         if answer.status != 200:
-            raise BenchError(f"{path}: {answer.status} {content[:300].decode()}")
+            raise BenchError(f"{answer.status} {content[:300].decode()}")
         return content
 
     def cpu_s(self) -> float:
