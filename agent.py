@@ -37,28 +37,28 @@ here, `there` where in the module: that maps a traceback back.
     5409     10  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
     5715      8  medialib/cache_feed.py: Rows on their way from the scan to the host: just stored, so that nobody need read them again.
     5762     20  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    6120     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    6418     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6770     11  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6835     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6978     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    7301     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    7425     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    7533     13  medialib/scan_moves.py: Where the content of a file that is new at its path was known before: a move, or a hard link.
-    7612     13  medialib/scan_seal.py: A folder's seal: what its files looked like when all of them were as the index says.
-    7660     39  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    8029     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    8337     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    8547     24  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    8952     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    9146     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    9526     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
-    9556     15  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
-    9618     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
-    9683     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
-    9908     46  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
+    6120     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    6434     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6786     11  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6851     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6994     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    7317     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    7441     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    7549     13  medialib/scan_moves.py: Where the content of a file that is new at its path was known before: a move, or a hard link.
+    7630     15  medialib/scan_seal.py: A folder's seal: what its files looked like when all of them were as the index says.
+    7678     39  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    8049     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    8357     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    8567     24  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    8972     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    9166     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    9546     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
+    9576     15  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
+    9638     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
+    9703     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
+    9928     46  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
 """
-# sha256 of all below this line: 79a825db54986c4f8ac55ab4655091123d4f0f76b76e84e4d0d51096622ef598
+# sha256 of all below this line: 2ebf2322c501d557f19192718f4c413acbbabc6acdfea8c5cfa7fbd8fe72c686
 
 from __future__ import annotations
 
@@ -6113,7 +6113,7 @@ def change_rev(change: tuple) -> int:
 
 
 # =================================================================================================
-# medialib/cache_roots.py, from its line 17
+# medialib/cache_roots.py, from its line 18
 # The agent's roots and folders: which disk is which root, and what each root holds in sum.
 # =================================================================================================
 
@@ -6159,6 +6159,21 @@ class CachedRoot:
     def scan(self) -> dict:
         """What was noted of its last finished scan."""
         return json.loads(self.scan_json) if self.scan_json else {}
+
+
+class KnownFolder(NamedTuple):
+    """What a scan wants to know of a folder before it comes to it; see scan_seal."""
+
+    id: int
+    rel: str
+    seal: bytes | None
+    has_children: int
+
+
+KNOWN_FOLDER_COLUMNS = (
+    "id, rel, seal, EXISTS (SELECT 1 FROM agent_folder child WHERE child.parent_id = folder.id)"
+    " FROM agent_folder folder"
+)
 
 
 class RootBook:
@@ -6364,13 +6379,14 @@ class RootBook:
             return self._last_folder_id
 
     def child_folders(self, folder_id: int) -> list:
-        """[(id, rel, seal or None)] of the known folders directly in this one."""
-        return self.store.rows("SELECT id, rel, seal FROM agent_folder WHERE parent_id = ?",
-                               (folder_id,))
+        """[KnownFolder] of the known folders directly in this one."""
+        rows = self.store.rows(f"SELECT {KNOWN_FOLDER_COLUMNS} WHERE parent_id = ?", (folder_id,))
+        return [KnownFolder(*row) for row in rows]
 
-    def seal_of(self, folder_id: int) -> bytes | None:
-        row = self.store.one("SELECT seal FROM agent_folder WHERE id = ?", (folder_id,))
-        return row[0] if row else None
+    def known_folder(self, root_id: int, rel: str) -> KnownFolder | None:
+        row = self.store.one(f"SELECT {KNOWN_FOLDER_COLUMNS} WHERE root_id = ? AND rel = ?",
+                             (root_id, rel))
+        return KnownFolder(*row) if row else None
 
     def folder_digest(self, folder_id: int | None) -> tuple:
         """(files, digest) of what the host should hold of one folder, from its rows."""
@@ -6415,7 +6431,7 @@ def is_replaced(root: CachedRoot, info) -> bool:
 # The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
 # =================================================================================================
 
-AGENT_CACHE_INTERFACE = 1  # raised when agents could not use an older or newer agent_cache.py
+AGENT_CACHE_INTERFACE = 2  # raised when agents could not use an older or newer agent_cache.py
 PAGE_CACHE_KIB = 4096  # a scan goes through the index in its order
 LOOKUP_CHUNK = 400  # SQLite before 3.32 takes at most 999 values in one statement
 KNOWN_FILE_COLUMNS = ", ".join(KnownFile._fields)
@@ -7464,7 +7480,7 @@ def doubt_other_disk(cache, expected, info, names: list, here: str) -> None:
     top = cache.roots.folder_id(expected.id, "")
     if top is None or len(names) >= TOP_NAMES:
         return
-    known = {rel for _, rel, _ in cache.roots.child_folders(top)}
+    known = {folder.rel for folder in cache.roots.child_folders(top)}
     for part in cache.folder_paths(top):
         known.update(path.rpartition("/")[2] for path, _ in part)
     strange = len(latest_rows(cache, expected)) >= SURE_ROWS and not agreement(
@@ -7542,6 +7558,7 @@ class MoveFinder:
         self.first = scan.first
         self.inodes_stable = scan.inodes_stable
         self.window = window
+        self.left = set()  # folders, with "/", that a row was taken from, or will be with a commit
         self.same_disk = {}  # {root id: whether it is there now, on this file system}
 
     def find(self, job) -> bool:
@@ -7555,6 +7572,7 @@ class MoveFinder:
             moved = not self._still_there(content.path, job)
             if moved and self._may_move(content, job):
                 job.moved_from = content.path
+                self.left.add(content.path[:content.path.rfind("/") + 1])
             # Under a name that is still there its row may be out of date as well: ctime tells.
             usable = moved or content.ctime == job.found.ctime
             if usable and content.hashed and content.hash_algo == self.plan.algo \
@@ -7605,11 +7623,12 @@ def device_in_key(key: str) -> int:
 
 
 # =================================================================================================
-# medialib/scan_seal.py, from its line 13
+# medialib/scan_seal.py, from its line 15
 # A folder's seal: what its files looked like when all of them were as the index says.
 # =================================================================================================
 
 SEAL_BYTES = 16
+STAMP = struct.Struct("<QqqQ").pack
 
 
 class FolderSeals:
@@ -7625,17 +7644,16 @@ class FolderSeals:
         """A digest of the names, sizes, times and inodes in a listing. None if it is incomplete, or
         has names that are still to be looked at.
         """
-        stats = listing.stats
-        if listing.error is not None or len(stats) != len(listing.names):
+        stats, names = listing.stats, listing.names
+        if listing.error is not None or len(stats) != len(names):
             return None
-        parts = [self.recipe]
-        for name in listing.names:
-            seen = stats[name]
-            # No name holds a NUL, and a number no colon.
-            parts.append(f"{name}\0{seen.st_size}:{seen.st_mtime_ns}:{seen.st_ctime_ns}:"
-                         f"{seen.st_ino}")
-        packed = "\0".join(parts).encode("utf-8", "surrogatepass")
-        return hashlib.blake2b(packed, digest_size=SEAL_BYTES).digest()
+        try:
+            stamps = [STAMP(seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns, seen.st_ino)
+                      for seen in map(stats.__getitem__, names)]
+        except struct.error:  # a time out of all bounds
+            return None
+        stamps.append("\0".join([self.recipe, *names]).encode("utf-8", "surrogatepass"))
+        return hashlib.blake2b(b"".join(stamps), digest_size=SEAL_BYTES).digest()
 
     def rows_at_rest(self, folder_id: int, at_most: int) -> list:
         """See AgentCache.at_rest and walk.files_at_rest."""
@@ -7681,10 +7699,10 @@ class RootScan:
         self.known_at_host = known_at_host
         self.buffer = ChangeBuffer(cache, plan.batch_size, on_stored or list)
         self.new_folders = {}
-        self.next_folders = {}  # {rel: (number, seal)} of known ones that the walk comes to soon
+        self.next_folders = {}  # {rel: KnownFolder} of those that the walk comes to soon
         self.ledger = {}
         self.inodes_stable = True
-        self.rel_start = 0  # where relative paths begin in those of the present folder's files
+        self.rel_start = 0  # where relative paths begin in those of the index
         self.folder_errors = 0
         self.info = None
         self.root = None
@@ -7699,6 +7717,7 @@ class RootScan:
         self.info, self.is_empty = look_at_root(self.cache, self.path, self.known_at_host)
         self.root = self.cache.roots.identify(self.path, self.info)
         self.cache.roots.save(self.root, state="scanning", reason=None)
+        self.rel_start = len(self.root.prefix())
         self.first = self.cache.is_empty()
         self.inodes_stable = self.info.inodes_stable and (
             self.first or not is_renumbered(self.cache, self.root))
@@ -7753,21 +7772,23 @@ class RootScan:
 
     def _folder(self, listing) -> None:
         self._account(listing.counts)
-        self.stats.current_path = self.root.file_path(listing.rel)
-        folder_id, is_new, known_seal = self._folder_id(listing)
+        path = self.stats.current_path = self.root.file_path(listing.rel)
+        known = self._known_folder(listing.rel)
         if listing.error is not None:
             self._folder_error(listing)
-        elif self.cache.failure(self.root.file_path(listing.rel), "list") is not None:
-            self.buffer.add(ClearFailure(self.root.file_path(listing.rel), "list"))
-        prefix = self.root.file_path(listing.rel + "/" if listing.rel else "")
-        self.rel_start = len(self.root.prefix())
-        seal = None if is_new else self.seals.seal(listing)
-        if seal is not None and seal == known_seal:
-            self._unchanged(len(listing.names))
+        elif self.cache.failure(path, "list") is not None:
+            self.buffer.add(ClearFailure(path, "list"))
+        prefix = path + "/" if listing.rel else path
+        if known is None:
+            self._compare_rows(listing, self._new_folder(listing.rel), True, prefix, None)
         else:
-            self._compare_rows(listing, folder_id, is_new, prefix, seal)
-        if not is_new and listing.error is None:
-            self._gone_folders(listing, folder_id)
+            seal = self.seals.seal(listing)
+            if seal is not None and seal == known.seal and prefix not in self.moves.left:
+                self._unchanged(len(listing.names))
+            else:
+                self._compare_rows(listing, known.id, False, prefix, seal)
+            if known.has_children and listing.error is None:
+                self._gone_folders(listing, known.id)
         self.window.mark(listing.rel)
 
     def _compare_rows(self, listing, folder_id: int, is_new: bool, prefix: str, seal) -> None:
@@ -7795,25 +7816,24 @@ class RootScan:
         for key, count in counts.items():
             self.ledger[key] = self.ledger.get(key, 0) + count
 
-    def _folder_id(self, listing) -> tuple:
-        """(number, whether the folder is new, its seal or None)."""
-        roots = self.cache.roots
-        known = self.next_folders.pop(listing.rel, None)
-        if known is not None:
-            return known[0], False, known[1]
-        folder_id = None if self.all_new else roots.folder_id(self.root.id, listing.rel)
-        if folder_id is not None:
-            return folder_id, False, roots.seal_of(folder_id)
-        parent = None
-        if listing.rel:
-            parent_rel = parent_of(listing.rel)
+    def _known_folder(self, rel: str):
+        known = self.next_folders.pop(rel, None)
+        if known is None and not self.all_new:
+            known = self.cache.roots.known_folder(self.root.id, rel)
+        return known
+
+    def _new_folder(self, rel: str) -> int:
+        """The number of a folder that was not known."""
+        roots, parent = self.cache.roots, None
+        if rel:
+            parent_rel = parent_of(rel)
             parent = self.new_folders.get(parent_rel)
             if parent is None:
                 parent = roots.folder_id(self.root.id, parent_rel)
         folder_id = roots.new_folder_id()
-        self._remember_new(listing.rel, folder_id)
-        self.buffer.add(PutFolder(folder_id, self.root.id, parent, listing.rel))
-        return folder_id, True, None
+        self._remember_new(rel, folder_id)
+        self.buffer.add(PutFolder(folder_id, self.root.id, parent, rel))
+        return folder_id
 
     def _remember_new(self, rel: str, folder_id: int) -> None:
         """Only the ancestors of the present folder are needed, and only until they are stored."""
@@ -7924,7 +7944,7 @@ class RootScan:
             self.window.read(job)
 
     def root_rel(self, path: str) -> str:
-        return path[len(self.root.prefix()):]
+        return path[self.rel_start:]
 
     def _renumber(self, job) -> None:
         """The same path, size and time where inodes do not last: nothing is read."""
@@ -7960,12 +7980,12 @@ class RootScan:
             return
         present = set(listing.subfolders)
         present.update(name for name in listing.held if not self._is_nested_root(listing, name))
-        for child_id, rel, seal in children:
-            if rel.rpartition("/")[2] not in present:
+        for child in children:
+            if name_of(child.rel) not in present:
                 check_still_mounted(self.native, self.info)
-                self._gone_tree(child_id, rel)
+                self._gone_tree(child.id, child.rel)
             elif len(children) <= CHILDREN_KEPT:
-                self.next_folders[rel] = (child_id, seal)
+                self.next_folders[child.rel] = child
 
     def _is_nested_root(self, listing, name: str) -> bool:
         """Files below a folder that has become a root of its own are catalogued there now."""
@@ -7977,7 +7997,7 @@ class RootScan:
         waiting = [(folder_id, rel)]
         while waiting:
             current, rel = waiting.pop()
-            waiting.extend(row[:2] for row in self.cache.roots.child_folders(current))
+            waiting.extend(child[:2] for child in self.cache.roots.child_folders(current))
             self.buffer.add(ClearFailure(self.root.file_path(rel), "list"))
             for part in self.cache.folder_paths(current):
                 for path, root_id in part:

@@ -37,77 +37,77 @@ here, `there` where in the module: that maps a traceback back.
     5465     10  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
     5771      8  medialib/cache_feed.py: Rows on their way from the scan to the host: just stored, so that nobody need read them again.
     5818     20  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    6176     17  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    6474     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6826     11  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6891     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    7034     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    7357     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    7481     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    7589     13  medialib/scan_moves.py: Where the content of a file that is new at its path was known before: a move, or a hard link.
-    7668     13  medialib/scan_seal.py: A folder's seal: what its files looked like when all of them were as the index says.
-    7716     39  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    8085     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    8393     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    8603     24  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    9008     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    9202     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    9582     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
-    9612     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
-    9874     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
-   10055     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
-   10384     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
-   10558     14  medialib/catalog_facts.py: What is known of a file beside its stamps: hashes, ffprobe's answer, what could not be done; and
-   10658     25  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
-   10998     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
-   11242     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
-   11381     14  medialib/catalog_word_sql.py: What SQLite itself can tell of a search: conditions that every match fulfils.
-   11479     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
-   11533     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
-   11633     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
-   11745     11  medialib/catalog_show.py: Files as the API shows them.
-   11792     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
-   12037     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
-   12105     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
-   12204     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
-   12471     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
-   12624     22  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
-   12819     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
-   12948     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
-   13306     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
-   13375     25  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
-   13671     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
-   13774     13  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
-   13816     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
-   13973     10  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
-   14201      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
-   14238     10  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
-   14352     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
-   14476     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
-   14651     10  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
-   14682     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
-   14941     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   15184     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   15225     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   15442     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
-   15673     15  medialib/ingest_outline.py: The outline of what agents send: who speaks, of which root, how much; all but the records.
-   15796      9  medialib/ingest_order.py: Batches of one agent that are under way together: each is applied behind the one before it.
-   15851     45  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   16170     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   16301      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   16342      1  medialib/web/: The files of the web UI.
-   20618     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   20717     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   20788     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   20962     14  medialib/server_turns.py: Lists of the catalogue are made a few at a time, however many ask at once.
-   20988     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   21076     18  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   21223      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   21304      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   21347     47  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   21658     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+    6176     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    6490     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6842     11  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6907     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    7050     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    7373     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    7497     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    7605     13  medialib/scan_moves.py: Where the content of a file that is new at its path was known before: a move, or a hard link.
+    7686     15  medialib/scan_seal.py: A folder's seal: what its files looked like when all of them were as the index says.
+    7734     39  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    8105     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    8413     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    8623     24  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    9028     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    9222     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    9602     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
+    9632     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
+    9894     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
+   10075     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
+   10404     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
+   10578     14  medialib/catalog_facts.py: What is known of a file beside its stamps: hashes, ffprobe's answer, what could not be done; and
+   10678     25  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
+   11018     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
+   11262     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
+   11401     14  medialib/catalog_word_sql.py: What SQLite itself can tell of a search: conditions that every match fulfils.
+   11499     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
+   11553     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
+   11653     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
+   11765     11  medialib/catalog_show.py: Files as the API shows them.
+   11812     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
+   12057     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
+   12125     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
+   12224     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
+   12491     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
+   12644     22  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
+   12839     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
+   12968     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
+   13326     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
+   13395     25  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
+   13691     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
+   13794     13  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
+   13836     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
+   13993     10  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
+   14221      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
+   14258     10  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
+   14372     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
+   14496     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
+   14671     10  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
+   14702     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
+   14961     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   15204     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   15245     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   15462     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   15693     15  medialib/ingest_outline.py: The outline of what agents send: who speaks, of which root, how much; all but the records.
+   15816      9  medialib/ingest_order.py: Batches of one agent that are under way together: each is applied behind the one before it.
+   15871     45  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   16190     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   16321      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   16362      1  medialib/web/: The files of the web UI.
+   20638     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   20737     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   20808     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   20982     14  medialib/server_turns.py: Lists of the catalogue are made a few at a time, however many ask at once.
+   21008     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   21096     18  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   21243      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   21324      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   21367     47  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   21678     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: 8a8288ae28a32d9e8fdaba05b240b4a5289a9cdde29aa398df4f645ef984c49f
+# sha256 of all below this line: f1ad35f62ce559c96f4553f230a3ca073b521d8581b7942838bf123c422af609
 
 from __future__ import annotations
 
@@ -6169,7 +6169,7 @@ def change_rev(change: tuple) -> int:
 
 
 # =================================================================================================
-# medialib/cache_roots.py, from its line 17
+# medialib/cache_roots.py, from its line 18
 # The agent's roots and folders: which disk is which root, and what each root holds in sum.
 # =================================================================================================
 
@@ -6215,6 +6215,21 @@ class CachedRoot:
     def scan(self) -> dict:
         """What was noted of its last finished scan."""
         return json.loads(self.scan_json) if self.scan_json else {}
+
+
+class KnownFolder(NamedTuple):
+    """What a scan wants to know of a folder before it comes to it; see scan_seal."""
+
+    id: int
+    rel: str
+    seal: bytes | None
+    has_children: int
+
+
+KNOWN_FOLDER_COLUMNS = (
+    "id, rel, seal, EXISTS (SELECT 1 FROM agent_folder child WHERE child.parent_id = folder.id)"
+    " FROM agent_folder folder"
+)
 
 
 class RootBook:
@@ -6420,13 +6435,14 @@ class RootBook:
             return self._last_folder_id
 
     def child_folders(self, folder_id: int) -> list:
-        """[(id, rel, seal or None)] of the known folders directly in this one."""
-        return self.store.rows("SELECT id, rel, seal FROM agent_folder WHERE parent_id = ?",
-                               (folder_id,))
+        """[KnownFolder] of the known folders directly in this one."""
+        rows = self.store.rows(f"SELECT {KNOWN_FOLDER_COLUMNS} WHERE parent_id = ?", (folder_id,))
+        return [KnownFolder(*row) for row in rows]
 
-    def seal_of(self, folder_id: int) -> bytes | None:
-        row = self.store.one("SELECT seal FROM agent_folder WHERE id = ?", (folder_id,))
-        return row[0] if row else None
+    def known_folder(self, root_id: int, rel: str) -> KnownFolder | None:
+        row = self.store.one(f"SELECT {KNOWN_FOLDER_COLUMNS} WHERE root_id = ? AND rel = ?",
+                             (root_id, rel))
+        return KnownFolder(*row) if row else None
 
     def folder_digest(self, folder_id: int | None) -> tuple:
         """(files, digest) of what the host should hold of one folder, from its rows."""
@@ -6471,7 +6487,7 @@ def is_replaced(root: CachedRoot, info) -> bool:
 # The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
 # =================================================================================================
 
-AGENT_CACHE_INTERFACE = 1  # raised when agents could not use an older or newer agent_cache.py
+AGENT_CACHE_INTERFACE = 2  # raised when agents could not use an older or newer agent_cache.py
 PAGE_CACHE_KIB = 4096  # a scan goes through the index in its order
 LOOKUP_CHUNK = 400  # SQLite before 3.32 takes at most 999 values in one statement
 KNOWN_FILE_COLUMNS = ", ".join(KnownFile._fields)
@@ -7520,7 +7536,7 @@ def doubt_other_disk(cache, expected, info, names: list, here: str) -> None:
     top = cache.roots.folder_id(expected.id, "")
     if top is None or len(names) >= TOP_NAMES:
         return
-    known = {rel for _, rel, _ in cache.roots.child_folders(top)}
+    known = {folder.rel for folder in cache.roots.child_folders(top)}
     for part in cache.folder_paths(top):
         known.update(path.rpartition("/")[2] for path, _ in part)
     strange = len(latest_rows(cache, expected)) >= SURE_ROWS and not agreement(
@@ -7598,6 +7614,7 @@ class MoveFinder:
         self.first = scan.first
         self.inodes_stable = scan.inodes_stable
         self.window = window
+        self.left = set()  # folders, with "/", that a row was taken from, or will be with a commit
         self.same_disk = {}  # {root id: whether it is there now, on this file system}
 
     def find(self, job) -> bool:
@@ -7611,6 +7628,7 @@ class MoveFinder:
             moved = not self._still_there(content.path, job)
             if moved and self._may_move(content, job):
                 job.moved_from = content.path
+                self.left.add(content.path[:content.path.rfind("/") + 1])
             # Under a name that is still there its row may be out of date as well: ctime tells.
             usable = moved or content.ctime == job.found.ctime
             if usable and content.hashed and content.hash_algo == self.plan.algo \
@@ -7661,11 +7679,12 @@ def device_in_key(key: str) -> int:
 
 
 # =================================================================================================
-# medialib/scan_seal.py, from its line 13
+# medialib/scan_seal.py, from its line 15
 # A folder's seal: what its files looked like when all of them were as the index says.
 # =================================================================================================
 
 SEAL_BYTES = 16
+STAMP = struct.Struct("<QqqQ").pack
 
 
 class FolderSeals:
@@ -7681,17 +7700,16 @@ class FolderSeals:
         """A digest of the names, sizes, times and inodes in a listing. None if it is incomplete, or
         has names that are still to be looked at.
         """
-        stats = listing.stats
-        if listing.error is not None or len(stats) != len(listing.names):
+        stats, names = listing.stats, listing.names
+        if listing.error is not None or len(stats) != len(names):
             return None
-        parts = [self.recipe]
-        for name in listing.names:
-            seen = stats[name]
-            # No name holds a NUL, and a number no colon.
-            parts.append(f"{name}\0{seen.st_size}:{seen.st_mtime_ns}:{seen.st_ctime_ns}:"
-                         f"{seen.st_ino}")
-        packed = "\0".join(parts).encode("utf-8", "surrogatepass")
-        return hashlib.blake2b(packed, digest_size=SEAL_BYTES).digest()
+        try:
+            stamps = [STAMP(seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns, seen.st_ino)
+                      for seen in map(stats.__getitem__, names)]
+        except struct.error:  # a time out of all bounds
+            return None
+        stamps.append("\0".join([self.recipe, *names]).encode("utf-8", "surrogatepass"))
+        return hashlib.blake2b(b"".join(stamps), digest_size=SEAL_BYTES).digest()
 
     def rows_at_rest(self, folder_id: int, at_most: int) -> list:
         """See AgentCache.at_rest and walk.files_at_rest."""
@@ -7737,10 +7755,10 @@ class RootScan:
         self.known_at_host = known_at_host
         self.buffer = ChangeBuffer(cache, plan.batch_size, on_stored or list)
         self.new_folders = {}
-        self.next_folders = {}  # {rel: (number, seal)} of known ones that the walk comes to soon
+        self.next_folders = {}  # {rel: KnownFolder} of those that the walk comes to soon
         self.ledger = {}
         self.inodes_stable = True
-        self.rel_start = 0  # where relative paths begin in those of the present folder's files
+        self.rel_start = 0  # where relative paths begin in those of the index
         self.folder_errors = 0
         self.info = None
         self.root = None
@@ -7755,6 +7773,7 @@ class RootScan:
         self.info, self.is_empty = look_at_root(self.cache, self.path, self.known_at_host)
         self.root = self.cache.roots.identify(self.path, self.info)
         self.cache.roots.save(self.root, state="scanning", reason=None)
+        self.rel_start = len(self.root.prefix())
         self.first = self.cache.is_empty()
         self.inodes_stable = self.info.inodes_stable and (
             self.first or not is_renumbered(self.cache, self.root))
@@ -7809,21 +7828,23 @@ class RootScan:
 
     def _folder(self, listing) -> None:
         self._account(listing.counts)
-        self.stats.current_path = self.root.file_path(listing.rel)
-        folder_id, is_new, known_seal = self._folder_id(listing)
+        path = self.stats.current_path = self.root.file_path(listing.rel)
+        known = self._known_folder(listing.rel)
         if listing.error is not None:
             self._folder_error(listing)
-        elif self.cache.failure(self.root.file_path(listing.rel), "list") is not None:
-            self.buffer.add(ClearFailure(self.root.file_path(listing.rel), "list"))
-        prefix = self.root.file_path(listing.rel + "/" if listing.rel else "")
-        self.rel_start = len(self.root.prefix())
-        seal = None if is_new else self.seals.seal(listing)
-        if seal is not None and seal == known_seal:
-            self._unchanged(len(listing.names))
+        elif self.cache.failure(path, "list") is not None:
+            self.buffer.add(ClearFailure(path, "list"))
+        prefix = path + "/" if listing.rel else path
+        if known is None:
+            self._compare_rows(listing, self._new_folder(listing.rel), True, prefix, None)
         else:
-            self._compare_rows(listing, folder_id, is_new, prefix, seal)
-        if not is_new and listing.error is None:
-            self._gone_folders(listing, folder_id)
+            seal = self.seals.seal(listing)
+            if seal is not None and seal == known.seal and prefix not in self.moves.left:
+                self._unchanged(len(listing.names))
+            else:
+                self._compare_rows(listing, known.id, False, prefix, seal)
+            if known.has_children and listing.error is None:
+                self._gone_folders(listing, known.id)
         self.window.mark(listing.rel)
 
     def _compare_rows(self, listing, folder_id: int, is_new: bool, prefix: str, seal) -> None:
@@ -7851,25 +7872,24 @@ class RootScan:
         for key, count in counts.items():
             self.ledger[key] = self.ledger.get(key, 0) + count
 
-    def _folder_id(self, listing) -> tuple:
-        """(number, whether the folder is new, its seal or None)."""
-        roots = self.cache.roots
-        known = self.next_folders.pop(listing.rel, None)
-        if known is not None:
-            return known[0], False, known[1]
-        folder_id = None if self.all_new else roots.folder_id(self.root.id, listing.rel)
-        if folder_id is not None:
-            return folder_id, False, roots.seal_of(folder_id)
-        parent = None
-        if listing.rel:
-            parent_rel = parent_of(listing.rel)
+    def _known_folder(self, rel: str):
+        known = self.next_folders.pop(rel, None)
+        if known is None and not self.all_new:
+            known = self.cache.roots.known_folder(self.root.id, rel)
+        return known
+
+    def _new_folder(self, rel: str) -> int:
+        """The number of a folder that was not known."""
+        roots, parent = self.cache.roots, None
+        if rel:
+            parent_rel = parent_of(rel)
             parent = self.new_folders.get(parent_rel)
             if parent is None:
                 parent = roots.folder_id(self.root.id, parent_rel)
         folder_id = roots.new_folder_id()
-        self._remember_new(listing.rel, folder_id)
-        self.buffer.add(PutFolder(folder_id, self.root.id, parent, listing.rel))
-        return folder_id, True, None
+        self._remember_new(rel, folder_id)
+        self.buffer.add(PutFolder(folder_id, self.root.id, parent, rel))
+        return folder_id
 
     def _remember_new(self, rel: str, folder_id: int) -> None:
         """Only the ancestors of the present folder are needed, and only until they are stored."""
@@ -7980,7 +8000,7 @@ class RootScan:
             self.window.read(job)
 
     def root_rel(self, path: str) -> str:
-        return path[len(self.root.prefix()):]
+        return path[self.rel_start:]
 
     def _renumber(self, job) -> None:
         """The same path, size and time where inodes do not last: nothing is read."""
@@ -8016,12 +8036,12 @@ class RootScan:
             return
         present = set(listing.subfolders)
         present.update(name for name in listing.held if not self._is_nested_root(listing, name))
-        for child_id, rel, seal in children:
-            if rel.rpartition("/")[2] not in present:
+        for child in children:
+            if name_of(child.rel) not in present:
                 check_still_mounted(self.native, self.info)
-                self._gone_tree(child_id, rel)
+                self._gone_tree(child.id, child.rel)
             elif len(children) <= CHILDREN_KEPT:
-                self.next_folders[rel] = (child_id, seal)
+                self.next_folders[child.rel] = child
 
     def _is_nested_root(self, listing, name: str) -> bool:
         """Files below a folder that has become a root of its own are catalogued there now."""
@@ -8033,7 +8053,7 @@ class RootScan:
         waiting = [(folder_id, rel)]
         while waiting:
             current, rel = waiting.pop()
-            waiting.extend(row[:2] for row in self.cache.roots.child_folders(current))
+            waiting.extend(child[:2] for child in self.cache.roots.child_folders(current))
             self.buffer.add(ClearFailure(self.root.file_path(rel), "list"))
             for part in self.cache.folder_paths(current):
                 for path, root_id in part:

@@ -20,7 +20,7 @@ from .index_writer import IndexWriter
 from .scan_common import inode_number, version_prefix
 from .sqlite_store import StoreConnection, check_sound, migrate
 
-AGENT_CACHE_INTERFACE = 1  # raised when agents could not use an older or newer agent_cache.py
+AGENT_CACHE_INTERFACE = 2  # raised when agents could not use an older or newer agent_cache.py
 PAGE_CACHE_KIB = 4096  # a scan goes through the index in its order
 LOOKUP_CHUNK = 400  # SQLite before 3.32 takes at most 999 values in one statement
 KNOWN_FILE_COLUMNS = ", ".join(KnownFile._fields)

@@ -8,6 +8,7 @@ rows; a disk whose path is taken by another one is parked until it comes back.
 from __future__ import annotations
 
 import json
+from typing import NamedTuple
 
 from .base import log
 from .index_writer import KEEP_FORMER
@@ -56,6 +57,21 @@ class CachedRoot:
     def scan(self) -> dict:
         """What was noted of its last finished scan."""
         return json.loads(self.scan_json) if self.scan_json else {}
+
+
+class KnownFolder(NamedTuple):
+    """What a scan wants to know of a folder before it comes to it; see scan_seal."""
+
+    id: int
+    rel: str
+    seal: bytes | None
+    has_children: int
+
+
+KNOWN_FOLDER_COLUMNS = (
+    "id, rel, seal, EXISTS (SELECT 1 FROM agent_folder child WHERE child.parent_id = folder.id)"
+    " FROM agent_folder folder"
+)
 
 
 class RootBook:
@@ -261,13 +277,14 @@ class RootBook:
             return self._last_folder_id
 
     def child_folders(self, folder_id: int) -> list:
-        """[(id, rel, seal or None)] of the known folders directly in this one."""
-        return self.store.rows("SELECT id, rel, seal FROM agent_folder WHERE parent_id = ?",
-                               (folder_id,))
+        """[KnownFolder] of the known folders directly in this one."""
+        rows = self.store.rows(f"SELECT {KNOWN_FOLDER_COLUMNS} WHERE parent_id = ?", (folder_id,))
+        return [KnownFolder(*row) for row in rows]
 
-    def seal_of(self, folder_id: int) -> bytes | None:
-        row = self.store.one("SELECT seal FROM agent_folder WHERE id = ?", (folder_id,))
-        return row[0] if row else None
+    def known_folder(self, root_id: int, rel: str) -> KnownFolder | None:
+        row = self.store.one(f"SELECT {KNOWN_FOLDER_COLUMNS} WHERE root_id = ? AND rel = ?",
+                             (root_id, rel))
+        return KnownFolder(*row) if row else None
 
     def folder_digest(self, folder_id: int | None) -> tuple:
         """(files, digest) of what the host should hold of one folder, from its rows."""

@@ -57,7 +57,7 @@ def doubt_other_disk(cache, expected, info, names: list, here: str) -> None:
     top = cache.roots.folder_id(expected.id, "")
     if top is None or len(names) >= TOP_NAMES:
         return
-    known = {rel for _, rel, _ in cache.roots.child_folders(top)}
+    known = {folder.rel for folder in cache.roots.child_folders(top)}
     for part in cache.folder_paths(top):
         known.update(path.rpartition("/")[2] for path, _ in part)
     strange = len(latest_rows(cache, expected)) >= SURE_ROWS and not agreement(

@@ -22,6 +22,7 @@ class MoveFinder:
         self.first = scan.first
         self.inodes_stable = scan.inodes_stable
         self.window = window
+        self.left = set()  # folders, with "/", that a row was taken from, or will be with a commit
         self.same_disk = {}  # {root id: whether it is there now, on this file system}
 
     def find(self, job) -> bool:
@@ -35,6 +36,7 @@ class MoveFinder:
             moved = not self._still_there(content.path, job)
             if moved and self._may_move(content, job):
                 job.moved_from = content.path
+                self.left.add(content.path[:content.path.rfind("/") + 1])
             # Under a name that is still there its row may be out of date as well: ctime tells.
             usable = moved or content.ctime == job.found.ctime
             if usable and content.hashed and content.hash_algo == self.plan.algo \

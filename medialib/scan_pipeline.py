@@ -31,7 +31,7 @@ from .mounts import mount_points
 from .root_check import check_still_mounted, is_renumbered, look_at_root
 from .root_volume import RootOffline
 from .scan_buffer import ChangeBuffer, error_class, error_text
-from .scan_common import parent_of, same_version, to_native, to_text
+from .scan_common import name_of, parent_of, same_version, to_native, to_text
 from .scan_moves import MoveFinder
 from .scan_seal import FolderSeals
 from .walk import FileProblem, files_at_rest, find_files, walk_folders
@@ -60,10 +60,10 @@ class RootScan:
         self.known_at_host = known_at_host
         self.buffer = ChangeBuffer(cache, plan.batch_size, on_stored or list)
         self.new_folders = {}
-        self.next_folders = {}  # {rel: (number, seal)} of known ones that the walk comes to soon
+        self.next_folders = {}  # {rel: KnownFolder} of those that the walk comes to soon
         self.ledger = {}
         self.inodes_stable = True
-        self.rel_start = 0  # where relative paths begin in those of the present folder's files
+        self.rel_start = 0  # where relative paths begin in those of the index
         self.folder_errors = 0
         self.info = None
         self.root = None
@@ -78,6 +78,7 @@ class RootScan:
         self.info, self.is_empty = look_at_root(self.cache, self.path, self.known_at_host)
         self.root = self.cache.roots.identify(self.path, self.info)
         self.cache.roots.save(self.root, state="scanning", reason=None)
+        self.rel_start = len(self.root.prefix())
         self.first = self.cache.is_empty()
         self.inodes_stable = self.info.inodes_stable and (
             self.first or not is_renumbered(self.cache, self.root))
@@ -132,21 +133,23 @@ class RootScan:
 
     def _folder(self, listing) -> None:
         self._account(listing.counts)
-        self.stats.current_path = self.root.file_path(listing.rel)
-        folder_id, is_new, known_seal = self._folder_id(listing)
+        path = self.stats.current_path = self.root.file_path(listing.rel)
+        known = self._known_folder(listing.rel)
         if listing.error is not None:
             self._folder_error(listing)
-        elif self.cache.failure(self.root.file_path(listing.rel), "list") is not None:
-            self.buffer.add(ClearFailure(self.root.file_path(listing.rel), "list"))
-        prefix = self.root.file_path(listing.rel + "/" if listing.rel else "")
-        self.rel_start = len(self.root.prefix())
-        seal = None if is_new else self.seals.seal(listing)
-        if seal is not None and seal == known_seal:
-            self._unchanged(len(listing.names))
+        elif self.cache.failure(path, "list") is not None:
+            self.buffer.add(ClearFailure(path, "list"))
+        prefix = path + "/" if listing.rel else path
+        if known is None:
+            self._compare_rows(listing, self._new_folder(listing.rel), True, prefix, None)
         else:
-            self._compare_rows(listing, folder_id, is_new, prefix, seal)
-        if not is_new and listing.error is None:
-            self._gone_folders(listing, folder_id)
+            seal = self.seals.seal(listing)
+            if seal is not None and seal == known.seal and prefix not in self.moves.left:
+                self._unchanged(len(listing.names))
+            else:
+                self._compare_rows(listing, known.id, False, prefix, seal)
+            if known.has_children and listing.error is None:
+                self._gone_folders(listing, known.id)
         self.window.mark(listing.rel)
 
     def _compare_rows(self, listing, folder_id: int, is_new: bool, prefix: str, seal) -> None:
@@ -174,25 +177,24 @@ class RootScan:
         for key, count in counts.items():
             self.ledger[key] = self.ledger.get(key, 0) + count
 
-    def _folder_id(self, listing) -> tuple:
-        """(number, whether the folder is new, its seal or None)."""
-        roots = self.cache.roots
-        known = self.next_folders.pop(listing.rel, None)
-        if known is not None:
-            return known[0], False, known[1]
-        folder_id = None if self.all_new else roots.folder_id(self.root.id, listing.rel)
-        if folder_id is not None:
-            return folder_id, False, roots.seal_of(folder_id)
-        parent = None
-        if listing.rel:
-            parent_rel = parent_of(listing.rel)
+    def _known_folder(self, rel: str):
+        known = self.next_folders.pop(rel, None)
+        if known is None and not self.all_new:
+            known = self.cache.roots.known_folder(self.root.id, rel)
+        return known
+
+    def _new_folder(self, rel: str) -> int:
+        """The number of a folder that was not known."""
+        roots, parent = self.cache.roots, None
+        if rel:
+            parent_rel = parent_of(rel)
             parent = self.new_folders.get(parent_rel)
             if parent is None:
                 parent = roots.folder_id(self.root.id, parent_rel)
         folder_id = roots.new_folder_id()
-        self._remember_new(listing.rel, folder_id)
-        self.buffer.add(PutFolder(folder_id, self.root.id, parent, listing.rel))
-        return folder_id, True, None
+        self._remember_new(rel, folder_id)
+        self.buffer.add(PutFolder(folder_id, self.root.id, parent, rel))
+        return folder_id
 
     def _remember_new(self, rel: str, folder_id: int) -> None:
         """Only the ancestors of the present folder are needed, and only until they are stored."""
@@ -303,7 +305,7 @@ class RootScan:
             self.window.read(job)
 
     def root_rel(self, path: str) -> str:
-        return path[len(self.root.prefix()):]
+        return path[self.rel_start:]
 
     def _renumber(self, job) -> None:
         """The same path, size and time where inodes do not last: nothing is read."""
@@ -339,12 +341,12 @@ class RootScan:
             return
         present = set(listing.subfolders)
         present.update(name for name in listing.held if not self._is_nested_root(listing, name))
-        for child_id, rel, seal in children:
-            if rel.rpartition("/")[2] not in present:
+        for child in children:
+            if name_of(child.rel) not in present:
                 check_still_mounted(self.native, self.info)
-                self._gone_tree(child_id, rel)
+                self._gone_tree(child.id, child.rel)
             elif len(children) <= CHILDREN_KEPT:
-                self.next_folders[rel] = (child_id, seal)
+                self.next_folders[child.rel] = child
 
     def _is_nested_root(self, listing, name: str) -> bool:
         """Files below a folder that has become a root of its own are catalogued there now."""
@@ -356,7 +358,7 @@ class RootScan:
         waiting = [(folder_id, rel)]
         while waiting:
             current, rel = waiting.pop()
-            waiting.extend(row[:2] for row in self.cache.roots.child_folders(current))
+            waiting.extend(child[:2] for child in self.cache.roots.child_folders(current))
             self.buffer.add(ClearFailure(self.root.file_path(rel), "list"))
             for part in self.cache.folder_paths(current):
                 for path, root_id in part:

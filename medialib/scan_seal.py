@@ -6,11 +6,14 @@ walk itself. Every change of such a row breaks the seal, see IndexWriter.
 
 from __future__ import annotations
 
+import struct
+
 from .cache_changes import SealFolder
 from .late import hashlib
 from .walk import FolderListing
 
 SEAL_BYTES = 16
+STAMP = struct.Struct("<QqqQ").pack
 
 
 class FolderSeals:
@@ -26,17 +29,16 @@ class FolderSeals:
         """A digest of the names, sizes, times and inodes in a listing. None if it is incomplete, or
         has names that are still to be looked at.
         """
-        stats = listing.stats
-        if listing.error is not None or len(stats) != len(listing.names):
+        stats, names = listing.stats, listing.names
+        if listing.error is not None or len(stats) != len(names):
             return None
-        parts = [self.recipe]
-        for name in listing.names:
-            seen = stats[name]
-            # No name holds a NUL, and a number no colon.
-            parts.append(f"{name}\0{seen.st_size}:{seen.st_mtime_ns}:{seen.st_ctime_ns}:"
-                         f"{seen.st_ino}")
-        packed = "\0".join(parts).encode("utf-8", "surrogatepass")
-        return hashlib.blake2b(packed, digest_size=SEAL_BYTES).digest()
+        try:
+            stamps = [STAMP(seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns, seen.st_ino)
+                      for seen in map(stats.__getitem__, names)]
+        except struct.error:  # a time out of all bounds
+            return None
+        stamps.append("\0".join([self.recipe, *names]).encode("utf-8", "surrogatepass"))
+        return hashlib.blake2b(b"".join(stamps), digest_size=SEAL_BYTES).digest()
 
     def rows_at_rest(self, folder_id: int, at_most: int) -> list:
         """See AgentCache.at_rest and walk.files_at_rest."""

@@ -207,11 +207,10 @@ class World:
                 continue
             for listing in walk_folders(root.path, classifier=Classifier({}),
                                         root_device=os.stat(root.path).st_dev):
-                folder_id = self.cache.roots.folder_id(root.id, listing.rel)
-                seal = folder_id and self.cache.roots.seal_of(folder_id)
-                if seal is not None and seal == seals.seal(listing):
+                known = self.cache.roots.known_folder(root.id, listing.rel)
+                if known is not None and known.seal and known.seal == seals.seal(listing):
                     prefix = root.file_path(listing.rel + "/" if listing.rel else "")
-                    assert set(seals.rows_at_rest(folder_id, 10_000)) == files_at_rest(
+                    assert set(seals.rows_at_rest(known.id, 10_000)) == files_at_rest(
                         listing, prefix)
 
     def check_quiet(self) -> None:

@@ -46,6 +46,7 @@ from bench_world import (
     make_bodies,
     make_tree,
     own_cost,
+    program,
     run_process,
     show_ratios,
     size_of,
@@ -347,7 +348,7 @@ class Bench:
             agent = Host.__new__(Host)
             agent.port = host.port + 1
             process = subprocess.Popen(
-                [*self.python, "-m", "medialib", "agent", f"127.0.0.1:{host.port}", str(tree),
+                [*self.python, program("agent.py"), f"127.0.0.1:{host.port}", str(tree),
                  "--once", "--port", str(agent.port), "--data-dir", str(self.new("agent")), "-q"],
                 cwd=ROOT)
             times = []
@@ -369,7 +370,7 @@ class Bench:
     def version(self) -> None:
         """`agent.py --version`, beside a Python that does nothing."""
         costs = in_turn({
-            "agent.py --version": lambda: run_process([*self.python, str(ROOT / "agent.py"),
+            "agent.py --version": lambda: run_process([*self.python, program("agent.py"),
                                                        "--version"]),
             "python -c pass": lambda: run_process([*self.python, "-c", "pass"]),
         }, max(5, self.rounds))

@@ -7,12 +7,14 @@ shown are ratios: of elapsed time, and of processor time (user and system, of al
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import http.client
 import json
 import os
 import random
 import resource
+import shutil
 import socket
 import sqlite3
 import statistics
@@ -113,6 +115,21 @@ def make_bodies(agent: int, first: int, rows: int, batch: int = 500, *, older=Fa
 
 # Processes
 
+@functools.lru_cache(None)
+def programs() -> tempfile.TemporaryDirectory:
+    """agent.py and server.py alone in a folder, as a user has them: in the checkout they would load
+    the package beside them.
+    """
+    folder = tempfile.TemporaryDirectory(prefix="medialib-bench-")
+    for name in ("agent.py", "server.py"):
+        shutil.copy(ROOT / name, folder.name)
+    return folder
+
+
+def program(name: str) -> str:
+    return os.path.join(programs().name, name)
+
+
 def cpu_of(pid: int) -> float:
     """Processor seconds of a running process and of its children that have ended."""
     fields = Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rpartition(")")[2].split()
@@ -178,7 +195,7 @@ class Host:
             self.port = free.getsockname()[1]
         self.log = open(data / "bench.out", "wb")  # noqa: SIM115 (closed in __exit__)
         self.process = subprocess.Popen(
-            [*python, "-m", "medialib", "server", "--bind", "127.0.0.1", "--port", str(self.port),
+            [*python, program("server.py"), "--bind", "127.0.0.1", "--port", str(self.port),
              "--data-dir", str(data), "-q"], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=self.log,
             stderr=self.log)
 
@@ -243,7 +260,7 @@ class Host:
         return cost.plus(self.cpu_s() - before)
 
     def agent_command(self, tree: Path, agent_data: Path, python: list, *options: str) -> list:
-        return [*python, "-m", "medialib", "agent", f"127.0.0.1:{self.port}", str(tree), "--once",
+        return [*python, program("agent.py"), f"127.0.0.1:{self.port}", str(tree), "--once",
                 "--port", "0", "--data-dir", str(agent_data), "-q", *options]
 
 
