@@ -6,59 +6,60 @@ is one module's code, verbatim: low level first, the command line last. `line` i
 here, `there` where in the module: that maps a traceback back.
 
     line  there  section
-     124      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
-     174     13  medialib/late.py: Modules of the standard library that are slow to import and that many runs do not need.
-     217     13  medialib/launch.py: Running a program that is one large file without the syntax tree of that file.
-     248     10  medialib/allocator.py: How the C library keeps freed memory, for programs that run for a long time.
-     281     24  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
-     567     19  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
-     926     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
-    1166     11  medialib/walk_names.py: The names in one huge folder, in less than half of the memory of a list of them.
-    1237     17  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
-    1591     19  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
-    1907     25  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
-    2112     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
-    2148     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
-    2328     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
-    2561     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2825     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
-    3038     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    3247     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    3388     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3643     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3723     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    4107     11  medialib/http_shares.py: What all connections share: bytes, the memory of parsed JSON, places for endless answers.
-    4197     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
-    4538     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4914     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    5031     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    5167     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
-    5318     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
-    5409     10  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5715      8  medialib/cache_feed.py: Rows on their way from the scan to the host: just stored, so that nobody need read them again.
-    5762     20  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    6120     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    6434     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6786     11  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6851     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    6994     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    7317     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    7441     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    7549     13  medialib/scan_moves.py: Where the content of a file that is new at its path was known before: a move, or a hard link.
-    7630     15  medialib/scan_seal.py: A folder's seal: what its files looked like when all of them were as the index says.
-    7678     39  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    8049     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    8357     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    8567     24  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    8972     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    9166     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    9546     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
-    9576     15  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
-    9638     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
-    9703     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
-    9928     46  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
+     125      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
+     175     13  medialib/late.py: Modules of the standard library that are slow to import and that many runs do not need.
+     218     13  medialib/launch.py: Running a program that is one large file without the syntax tree of that file.
+     249     10  medialib/allocator.py: How the C library keeps freed memory, for programs that run for a long time.
+     282     24  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
+     568     19  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
+     927     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
+    1167     11  medialib/walk_names.py: The names in one huge folder, in less than half of the memory of a list of them.
+    1238     17  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
+    1592     19  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
+    1908     25  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
+    2113     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
+    2149     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
+    2329     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
+    2562     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
+    2826     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
+    3039     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    3248     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3389     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3644     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3724     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    4108     11  medialib/http_shares.py: What all connections share: bytes, the memory of parsed JSON, places for endless answers.
+    4198     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
+    4539     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4915     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    5032     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    5168     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
+    5319     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
+    5410     10  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5716      8  medialib/cache_feed.py: Rows on their way from the scan to the host: just stored, so that nobody need read them again.
+    5763     20  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    6121     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    6435     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6787     11  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6852     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    6995     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    7318     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    7442     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    7550     13  medialib/scan_moves.py: Where the content of a file that is new at its path was known before: a move, or a hard link.
+    7631     15  medialib/scan_seal.py: A folder's seal: what its files looked like when all of them were as the index says.
+    7679     39  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    8050     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    8358     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    8568     13  medialib/host_copy.py: What the host holds of a root, beside what this agent knows of it: comparing and taking over.
+    8689     20  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    9000     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    9194     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    9574     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
+    9604     15  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
+    9666     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
+    9731     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
+    9956     46  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
 """
-# sha256 of all below this line: 2ebf2322c501d557f19192718f4c413acbbabc6acdfea8c5cfa7fbd8fe72c686
+# sha256 of all below this line: 76609d29e145138335eed56b56006dfbaab7b761619a9549ec2eed7a780f039c
 
 from __future__ import annotations
 
@@ -8560,16 +8561,136 @@ class Scanner:
 
 
 # =================================================================================================
-# medialib/delivery.py, from its line 24
+# medialib/host_copy.py, from its line 13
+# What the host holds of a root, beside what this agent knows of it: comparing and taking over.
+# =================================================================================================
+
+LIST_PAGE = 500
+NAMES_PAGE = 2000
+
+
+class HostCopy:
+    """Asks over `transport`; `agent()` is how a message names this agent. Raises PeerError."""
+
+    def __init__(self, cache, transport, agent):
+        self.cache = cache
+        self.transport = transport
+        self.agent = agent
+
+    def reconcile(self, root) -> None:
+        """Send again the folders that differ and report what only the host has."""
+        matching = bytearray((self.cache.store.one("SELECT max(id) FROM agent_folder")[0] or 0) + 1)
+        after = 0
+        while after is not None:
+            page = self.transport.folders({"agent": self.agent(), **root_body(root),
+                                           "after": after, "limit": LIST_PAGE})
+            for folder in page["folders"]:
+                self._compare_folder(root, folder, matching)
+            after = page.get("next")
+        last = 0
+        while True:
+            mine = self.cache.roots.folders(root.id, last, 1000)
+            if not mine:
+                return
+            last = mine[-1][0]
+            for folder_id, _ in mine:
+                if folder_id >= len(matching) or not matching[folder_id]:
+                    self.cache.outbox.send_again(folder_id)
+
+    def adopt(self, path: str, info) -> None:
+        """Fill the cache with what the host knows of a root that another agent catalogued, so that
+        nothing is read again. Rows whose file is another one now are found by the scan.
+        """
+        root = self.cache.roots.identify(path, info)
+        if root.files:
+            return
+        after, count = 0, 0
+        while after is not None:
+            page = self.transport.folders({"agent": self.agent(), **root_body(root),
+                                           "after": after, "limit": LIST_PAGE})
+            for folder in page["folders"]:
+                count += self._adopt_folder(root, folder["path"])
+            after = page.get("next")
+        log.info("%s: took over %d files from the catalogue", root.path, count)
+
+    def _adopt_folder(self, root, rel: str) -> int:
+        folder_id, changes = adopted_folders(self.cache, root, rel)
+        after, count = "", 0
+        while after is not None:
+            page = self.transport.names({"agent": self.agent(), **root_body(root), "folder": rel,
+                                         "after": after, "limit": LIST_PAGE, "full": True})
+            changes += [adopted_file(root, folder_id, rel, file) for file in page["files"]]
+            count += len(page["files"])
+            self.cache.commit(changes)
+            changes = []
+            after = page.get("next")
+        return count
+
+    def _compare_folder(self, root, folder: dict, matching: bytearray) -> None:
+        rel = folder["path"]
+        folder_id = self.cache.roots.folder_id(root.id, rel)
+        files, digest = self.cache.roots.folder_digest(folder_id)
+        if (files, f"{digest:016x}") == (folder["files"], folder["digest"]):
+            if folder_id is not None:
+                matching[folder_id] = 1
+            return
+        after = ""
+        while after is not None:
+            page = self.transport.names({"agent": self.agent(), **root_body(root), "folder": rel,
+                                         "after": after, "limit": NAMES_PAGE, "full": False})
+            paths = [root.file_path(join_rel(rel, file["name"])) for file in page["files"]]
+            known = self.cache.files_at(root.id, paths)
+            for path in paths:
+                if path not in known:
+                    self.cache.outbox.remove_path(root, path)
+            after = page.get("next")
+
+
+def adopted_folders(cache, root, rel: str) -> tuple:
+    """(the folder's number, changes that make it and the folders above it)."""
+    changes, parent = [], None
+    parts = rel.split("/") if rel else []
+    for depth in range(len(parts) + 1):
+        above = "/".join(parts[:depth])
+        folder_id = cache.roots.folder_id(root.id, above)
+        if folder_id is None:
+            folder_id = cache.roots.new_folder_id()
+            changes.append(PutFolder(folder_id, root.id, parent, above))
+        parent = folder_id
+    return parent, changes
+
+
+def adopted_file(root, folder_id: int, rel: str, file: dict) -> PutFile:
+    """The host's record of a file as a row of the cache."""
+    rel_path = join_rel(rel, file["name"])
+    found = FoundFile(file["name"], "", file["size"], file["mtime"], file["ctime"],
+                      file["inode_key"], 1)
+    put = PutFile(found, root.id, folder_id, root.file_path(rel_path), rel_path, file["kind"],
+                  file.get("reason"))
+    hashes, metadata = file.get("hashes"), file.get("metadata")
+    if hashes:
+        put.facts = HashResult(hashes["algo"], hashes["sample_size"], hashes["sample_hash"],
+                               hashes.get("full_hash"), 0.0)
+    if metadata:
+        put.metadata, put.probed = json.dumps(metadata), True
+    return put
+
+
+def root_body(root) -> dict:
+    """How a message names its root."""
+    return {"root": root.path, "volume": root.volume, "volume_path": root.volume_path}
+
+
+# =================================================================================================
+# medialib/delivery.py, from its line 20
 # Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
 # =================================================================================================
 
 IDLE_POLL_S = 30.0
 BACKOFF_FIRST_S = 0.5
 BACKOFF_TOP_S = 15.0
+ALONE_S = 30.0
 RECONCILE_ROUNDS = 3
-LIST_PAGE = 500
-NAMES_PAGE = 2000
 
 
 class FailedCall:
@@ -8597,11 +8718,13 @@ class Delivery:
         self.instance = instance
         self.settings = settings  # () -> the present configuration
         self.is_scanning = is_scanning
+        self.host_copy = HostCopy(cache, transport, self._agent)
         self.uploaded = self.batches = self.errors = self.sent_bytes = 0
         self.waiting = 0  # batches not acknowledged yet, about; counted when something changed
         self.idle = threading.Event()
         self.attempts_failed = 0
         self._asked_to_wait = False  # the host said how long
+        self._alone_until = 0.0  # on the monotonic clock: no two batches at once before
         self._asked = 0  # counts the calls of wake: idle is only said of the last one
         self._wake = threading.Event()
         self._stop = threading.Event()
@@ -8700,14 +8823,21 @@ class Delivery:
 
     def _send(self, batch) -> None:
         """Post a batch and, while the host is at work on it, whole ones that follow on it."""
-        outbox, under_way = self.cache.outbox, collections.deque()
+        outbox, under_way, first = self.cache.outbox, collections.deque(), batch
         outbox.turn += 1
         try:
             self._post(batch, under_way)
             while under_way:
                 self._post_more(under_way)
                 batch, call = under_way.popleft()
-                self._settle(batch, call, under_way)
+                try:
+                    self._settle(batch, call, under_way)
+                except PeerError as error:
+                    if batch is first:
+                        raise
+                    log.debug("one batch at a time for a while: %s", error)
+                    self._alone_until = time.monotonic() + ALONE_S
+                    return  # the host may only have had no room for one more connection
         finally:
             for _, call in under_way:
                 call.abandon()
@@ -8724,7 +8854,8 @@ class Delivery:
 
     def _post_more(self, under_way) -> None:
         while len(under_way) < self.transport.batches_at_once and self._limit is None \
-                and self.link.greeted and not self._stop.is_set():
+                and self.link.greeted and time.monotonic() >= self._alone_until \
+                and not self._stop.is_set():
             batch = self.cache.outbox.batch_behind(under_way[-1][0],
                                                    self.settings()["agent_batch_size"])
             if batch is None:
@@ -8852,116 +8983,13 @@ class Delivery:
             return True
         self._rounds[root.id] = rounds + 1
         log.info("%s: the host holds something else; comparing folder by folder", root.path)
-        self.reconcile(root)
+        self.host_copy.reconcile(root)
         return False
 
     def _holds_nothing(self, root) -> bool:
         """Not even a file that the host refuses."""
         return self.cache.store.one("SELECT 1 FROM agent_index WHERE root_id = ? LIMIT 1",
                                     (root.id,)) is None
-
-    def reconcile(self, root) -> None:
-        """Send again the folders that differ and report what only the host has."""
-        matching = bytearray((self.cache.store.one("SELECT max(id) FROM agent_folder")[0] or 0) + 1)
-        after = 0
-        while after is not None:
-            page = self.transport.folders({"agent": self._agent(), **root_body(root),
-                                           "after": after, "limit": LIST_PAGE})
-            for folder in page["folders"]:
-                self._compare_folder(root, folder, matching)
-            after = page.get("next")
-        last = 0
-        while True:
-            mine = self.cache.roots.folders(root.id, last, 1000)
-            if not mine:
-                return
-            last = mine[-1][0]
-            for folder_id, _ in mine:
-                if folder_id >= len(matching) or not matching[folder_id]:
-                    self.cache.outbox.send_again(folder_id)
-
-    def adopt(self, path: str, info) -> None:
-        """Fill the cache with what the host knows of a root that another agent catalogued, so that
-        nothing is read again. Rows whose file is another one now are found by the scan.
-        """
-        root = self.cache.roots.identify(path, info)
-        if root.files:
-            return
-        after, count = 0, 0
-        while after is not None:
-            page = self.transport.folders({"agent": self._agent(), **root_body(root),
-                                           "after": after, "limit": LIST_PAGE})
-            for folder in page["folders"]:
-                count += self._adopt_folder(root, folder["path"])
-            after = page.get("next")
-        log.info("%s: took over %d files from the catalogue", root.path, count)
-
-    def _adopt_folder(self, root, rel: str) -> int:
-        folder_id, changes = adopted_folders(self.cache, root, rel)
-        after, count = "", 0
-        while after is not None:
-            page = self.transport.names({"agent": self._agent(), **root_body(root), "folder": rel,
-                                         "after": after, "limit": LIST_PAGE, "full": True})
-            changes += [adopted_file(root, folder_id, rel, file) for file in page["files"]]
-            count += len(page["files"])
-            self.cache.commit(changes)
-            changes = []
-            after = page.get("next")
-        return count
-
-    def _compare_folder(self, root, folder: dict, matching: bytearray) -> None:
-        rel = folder["path"]
-        folder_id = self.cache.roots.folder_id(root.id, rel)
-        files, digest = self.cache.roots.folder_digest(folder_id)
-        if (files, f"{digest:016x}") == (folder["files"], folder["digest"]):
-            if folder_id is not None:
-                matching[folder_id] = 1
-            return
-        after = ""
-        while after is not None:
-            page = self.transport.names({"agent": self._agent(), **root_body(root), "folder": rel,
-                                         "after": after, "limit": NAMES_PAGE, "full": False})
-            paths = [root.file_path(join_rel(rel, file["name"])) for file in page["files"]]
-            known = self.cache.files_at(root.id, paths)
-            for path in paths:
-                if path not in known:
-                    self.cache.outbox.remove_path(root, path)
-            after = page.get("next")
-
-
-def adopted_folders(cache, root, rel: str) -> tuple:
-    """(the folder's number, changes that make it and the folders above it)."""
-    changes, parent = [], None
-    parts = rel.split("/") if rel else []
-    for depth in range(len(parts) + 1):
-        above = "/".join(parts[:depth])
-        folder_id = cache.roots.folder_id(root.id, above)
-        if folder_id is None:
-            folder_id = cache.roots.new_folder_id()
-            changes.append(PutFolder(folder_id, root.id, parent, above))
-        parent = folder_id
-    return parent, changes
-
-
-def adopted_file(root, folder_id: int, rel: str, file: dict) -> PutFile:
-    """The host's record of a file as a row of the cache."""
-    rel_path = join_rel(rel, file["name"])
-    found = FoundFile(file["name"], "", file["size"], file["mtime"], file["ctime"],
-                      file["inode_key"], 1)
-    put = PutFile(found, root.id, folder_id, root.file_path(rel_path), rel_path, file["kind"],
-                  file.get("reason"))
-    hashes, metadata = file.get("hashes"), file.get("metadata")
-    if hashes:
-        put.facts = HashResult(hashes["algo"], hashes["sample_size"], hashes["sample_hash"],
-                               hashes.get("full_hash"), 0.0)
-    if metadata:
-        put.metadata, put.probed = json.dumps(metadata), True
-    return put
-
-
-def root_body(root) -> dict:
-    """How a message names its root."""
-    return {"root": root.path, "volume": root.volume, "volume_path": root.volume_path}
 
 
 # =================================================================================================
@@ -9332,7 +9360,7 @@ class AgentService:
             if info is None or path in self.scanner.offline:
                 continue
             try:
-                self.delivery.adopt(path, info)
+                self.delivery.host_copy.adopt(path, info)
             except (PeerError, KeyError, TypeError) as error:
                 log.warning("what the host knows of %s is not to be had now: %s", path, error)
 

@@ -6,108 +6,109 @@ is one module's code, verbatim: low level first, the command line last. `line` i
 here, `there` where in the module: that maps a traceback back.
 
     line  there  section
-     180      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
-     230     13  medialib/late.py: Modules of the standard library that are slow to import and that many runs do not need.
-     273     13  medialib/launch.py: Running a program that is one large file without the syntax tree of that file.
-     304     10  medialib/allocator.py: How the C library keeps freed memory, for programs that run for a long time.
-     337     24  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
-     623     19  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
-     982     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
-    1222     11  medialib/walk_names.py: The names in one huge folder, in less than half of the memory of a list of them.
-    1293     17  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
-    1647     19  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
-    1963     25  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
-    2168     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
-    2204     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
-    2384     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
-    2617     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2881     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
-    3094     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    3303     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    3444     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3699     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3779     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    4163     11  medialib/http_shares.py: What all connections share: bytes, the memory of parsed JSON, places for endless answers.
-    4253     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
-    4594     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4970     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    5087     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    5223     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
-    5374     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
-    5465     10  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5771      8  medialib/cache_feed.py: Rows on their way from the scan to the host: just stored, so that nobody need read them again.
-    5818     20  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    6176     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    6490     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6842     11  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6907     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    7050     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    7373     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    7497     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    7605     13  medialib/scan_moves.py: Where the content of a file that is new at its path was known before: a move, or a hard link.
-    7686     15  medialib/scan_seal.py: A folder's seal: what its files looked like when all of them were as the index says.
-    7734     39  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    8105     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    8413     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    8623     24  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    9028     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    9222     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    9602     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
-    9632     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
-    9894     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
-   10075     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
-   10404     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
-   10578     14  medialib/catalog_facts.py: What is known of a file beside its stamps: hashes, ffprobe's answer, what could not be done; and
-   10678     25  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
-   11018     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
-   11262     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
-   11401     14  medialib/catalog_word_sql.py: What SQLite itself can tell of a search: conditions that every match fulfils.
-   11499     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
-   11553     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
-   11653     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
-   11765     11  medialib/catalog_show.py: Files as the API shows them.
-   11812     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
-   12057     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
-   12125     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
-   12224     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
-   12491     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
-   12644     22  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
-   12839     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
-   12968     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
-   13326     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
-   13395     25  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
-   13691     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
-   13794     13  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
-   13836     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
-   13993     10  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
-   14221      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
-   14258     10  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
-   14372     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
-   14496     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
-   14671     10  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
-   14702     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
-   14961     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   15204     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   15245     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   15462     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
-   15693     15  medialib/ingest_outline.py: The outline of what agents send: who speaks, of which root, how much; all but the records.
-   15816      9  medialib/ingest_order.py: Batches of one agent that are under way together: each is applied behind the one before it.
-   15871     45  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   16190     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   16321      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   16362      1  medialib/web/: The files of the web UI.
-   20638     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   20737     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   20808     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   20982     14  medialib/server_turns.py: Lists of the catalogue are made a few at a time, however many ask at once.
-   21008     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   21096     18  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   21243      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   21324      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   21367     47  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   21678     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+     181      7  medialib/base.py: What every other module may use: the version, the logger, the ports and the errors.
+     231     13  medialib/late.py: Modules of the standard library that are slow to import and that many runs do not need.
+     274     13  medialib/launch.py: Running a program that is one large file without the syntax tree of that file.
+     305     10  medialib/allocator.py: How the C library keeps freed memory, for programs that run for a long time.
+     338     24  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
+     624     19  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
+     983     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
+    1223     11  medialib/walk_names.py: The names in one huge folder, in less than half of the memory of a list of them.
+    1294     17  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
+    1648     19  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
+    1964     25  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
+    2169     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
+    2205     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
+    2385     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
+    2618     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
+    2882     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
+    3095     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    3304     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3445     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3700     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3780     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    4164     11  medialib/http_shares.py: What all connections share: bytes, the memory of parsed JSON, places for endless answers.
+    4254     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
+    4595     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4971     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    5088     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    5224     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
+    5375     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
+    5466     10  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5772      8  medialib/cache_feed.py: Rows on their way from the scan to the host: just stored, so that nobody need read them again.
+    5819     20  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    6177     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    6491     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6843     11  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6908     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    7051     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    7374     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    7498     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    7606     13  medialib/scan_moves.py: Where the content of a file that is new at its path was known before: a move, or a hard link.
+    7687     15  medialib/scan_seal.py: A folder's seal: what its files looked like when all of them were as the index says.
+    7735     39  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    8106     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    8414     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    8624     13  medialib/host_copy.py: What the host holds of a root, beside what this agent knows of it: comparing and taking over.
+    8745     20  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    9056     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    9250     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    9630     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
+    9660     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
+    9922     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
+   10103     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
+   10432     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
+   10606     14  medialib/catalog_facts.py: What is known of a file beside its stamps: hashes, ffprobe's answer, what could not be done; and
+   10706     25  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
+   11046     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
+   11290     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
+   11429     14  medialib/catalog_word_sql.py: What SQLite itself can tell of a search: conditions that every match fulfils.
+   11527     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
+   11581     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
+   11681     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
+   11793     11  medialib/catalog_show.py: Files as the API shows them.
+   11840     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
+   12085     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
+   12153     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
+   12252     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
+   12519     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
+   12672     22  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
+   12867     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
+   12996     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
+   13354     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
+   13423     25  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
+   13719     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
+   13822     13  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
+   13864     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
+   14021     10  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
+   14249      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
+   14286     10  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
+   14400     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
+   14524     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
+   14699     10  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
+   14730     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
+   14989     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   15232     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   15273     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   15490     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   15721     15  medialib/ingest_outline.py: The outline of what agents send: who speaks, of which root, how much; all but the records.
+   15844      9  medialib/ingest_order.py: Batches of one agent that are under way together: each is applied behind the one before it.
+   15899     45  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   16218     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   16349      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   16390      1  medialib/web/: The files of the web UI.
+   20666     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   20765     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   20836     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   21010     14  medialib/server_turns.py: Lists of the catalogue are made a few at a time, however many ask at once.
+   21036     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   21124     18  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   21271      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   21352      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   21395     47  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   21706     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: f1ad35f62ce559c96f4553f230a3ca073b521d8581b7942838bf123c422af609
+# sha256 of all below this line: b52071b5211bb7dd1e630d6ae947aca199f08ad0ab16a498b4f8789361087a3a
 
 from __future__ import annotations
 
@@ -8616,16 +8617,136 @@ class Scanner:
 
 
 # =================================================================================================
-# medialib/delivery.py, from its line 24
+# medialib/host_copy.py, from its line 13
+# What the host holds of a root, beside what this agent knows of it: comparing and taking over.
+# =================================================================================================
+
+LIST_PAGE = 500
+NAMES_PAGE = 2000
+
+
+class HostCopy:
+    """Asks over `transport`; `agent()` is how a message names this agent. Raises PeerError."""
+
+    def __init__(self, cache, transport, agent):
+        self.cache = cache
+        self.transport = transport
+        self.agent = agent
+
+    def reconcile(self, root) -> None:
+        """Send again the folders that differ and report what only the host has."""
+        matching = bytearray((self.cache.store.one("SELECT max(id) FROM agent_folder")[0] or 0) + 1)
+        after = 0
+        while after is not None:
+            page = self.transport.folders({"agent": self.agent(), **root_body(root),
+                                           "after": after, "limit": LIST_PAGE})
+            for folder in page["folders"]:
+                self._compare_folder(root, folder, matching)
+            after = page.get("next")
+        last = 0
+        while True:
+            mine = self.cache.roots.folders(root.id, last, 1000)
+            if not mine:
+                return
+            last = mine[-1][0]
+            for folder_id, _ in mine:
+                if folder_id >= len(matching) or not matching[folder_id]:
+                    self.cache.outbox.send_again(folder_id)
+
+    def adopt(self, path: str, info) -> None:
+        """Fill the cache with what the host knows of a root that another agent catalogued, so that
+        nothing is read again. Rows whose file is another one now are found by the scan.
+        """
+        root = self.cache.roots.identify(path, info)
+        if root.files:
+            return
+        after, count = 0, 0
+        while after is not None:
+            page = self.transport.folders({"agent": self.agent(), **root_body(root),
+                                           "after": after, "limit": LIST_PAGE})
+            for folder in page["folders"]:
+                count += self._adopt_folder(root, folder["path"])
+            after = page.get("next")
+        log.info("%s: took over %d files from the catalogue", root.path, count)
+
+    def _adopt_folder(self, root, rel: str) -> int:
+        folder_id, changes = adopted_folders(self.cache, root, rel)
+        after, count = "", 0
+        while after is not None:
+            page = self.transport.names({"agent": self.agent(), **root_body(root), "folder": rel,
+                                         "after": after, "limit": LIST_PAGE, "full": True})
+            changes += [adopted_file(root, folder_id, rel, file) for file in page["files"]]
+            count += len(page["files"])
+            self.cache.commit(changes)
+            changes = []
+            after = page.get("next")
+        return count
+
+    def _compare_folder(self, root, folder: dict, matching: bytearray) -> None:
+        rel = folder["path"]
+        folder_id = self.cache.roots.folder_id(root.id, rel)
+        files, digest = self.cache.roots.folder_digest(folder_id)
+        if (files, f"{digest:016x}") == (folder["files"], folder["digest"]):
+            if folder_id is not None:
+                matching[folder_id] = 1
+            return
+        after = ""
+        while after is not None:
+            page = self.transport.names({"agent": self.agent(), **root_body(root), "folder": rel,
+                                         "after": after, "limit": NAMES_PAGE, "full": False})
+            paths = [root.file_path(join_rel(rel, file["name"])) for file in page["files"]]
+            known = self.cache.files_at(root.id, paths)
+            for path in paths:
+                if path not in known:
+                    self.cache.outbox.remove_path(root, path)
+            after = page.get("next")
+
+
+def adopted_folders(cache, root, rel: str) -> tuple:
+    """(the folder's number, changes that make it and the folders above it)."""
+    changes, parent = [], None
+    parts = rel.split("/") if rel else []
+    for depth in range(len(parts) + 1):
+        above = "/".join(parts[:depth])
+        folder_id = cache.roots.folder_id(root.id, above)
+        if folder_id is None:
+            folder_id = cache.roots.new_folder_id()
+            changes.append(PutFolder(folder_id, root.id, parent, above))
+        parent = folder_id
+    return parent, changes
+
+
+def adopted_file(root, folder_id: int, rel: str, file: dict) -> PutFile:
+    """The host's record of a file as a row of the cache."""
+    rel_path = join_rel(rel, file["name"])
+    found = FoundFile(file["name"], "", file["size"], file["mtime"], file["ctime"],
+                      file["inode_key"], 1)
+    put = PutFile(found, root.id, folder_id, root.file_path(rel_path), rel_path, file["kind"],
+                  file.get("reason"))
+    hashes, metadata = file.get("hashes"), file.get("metadata")
+    if hashes:
+        put.facts = HashResult(hashes["algo"], hashes["sample_size"], hashes["sample_hash"],
+                               hashes.get("full_hash"), 0.0)
+    if metadata:
+        put.metadata, put.probed = json.dumps(metadata), True
+    return put
+
+
+def root_body(root) -> dict:
+    """How a message names its root."""
+    return {"root": root.path, "volume": root.volume, "volume_path": root.volume_path}
+
+
+# =================================================================================================
+# medialib/delivery.py, from its line 20
 # Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
 # =================================================================================================
 
 IDLE_POLL_S = 30.0
 BACKOFF_FIRST_S = 0.5
 BACKOFF_TOP_S = 15.0
+ALONE_S = 30.0
 RECONCILE_ROUNDS = 3
-LIST_PAGE = 500
-NAMES_PAGE = 2000
 
 
 class FailedCall:
@@ -8653,11 +8774,13 @@ class Delivery:
         self.instance = instance
         self.settings = settings  # () -> the present configuration
         self.is_scanning = is_scanning
+        self.host_copy = HostCopy(cache, transport, self._agent)
         self.uploaded = self.batches = self.errors = self.sent_bytes = 0
         self.waiting = 0  # batches not acknowledged yet, about; counted when something changed
         self.idle = threading.Event()
         self.attempts_failed = 0
         self._asked_to_wait = False  # the host said how long
+        self._alone_until = 0.0  # on the monotonic clock: no two batches at once before
         self._asked = 0  # counts the calls of wake: idle is only said of the last one
         self._wake = threading.Event()
         self._stop = threading.Event()
@@ -8756,14 +8879,21 @@ class Delivery:
 
     def _send(self, batch) -> None:
         """Post a batch and, while the host is at work on it, whole ones that follow on it."""
-        outbox, under_way = self.cache.outbox, collections.deque()
+        outbox, under_way, first = self.cache.outbox, collections.deque(), batch
         outbox.turn += 1
         try:
             self._post(batch, under_way)
             while under_way:
                 self._post_more(under_way)
                 batch, call = under_way.popleft()
-                self._settle(batch, call, under_way)
+                try:
+                    self._settle(batch, call, under_way)
+                except PeerError as error:
+                    if batch is first:
+                        raise
+                    log.debug("one batch at a time for a while: %s", error)
+                    self._alone_until = time.monotonic() + ALONE_S
+                    return  # the host may only have had no room for one more connection
         finally:
             for _, call in under_way:
                 call.abandon()
@@ -8780,7 +8910,8 @@ class Delivery:
 
     def _post_more(self, under_way) -> None:
         while len(under_way) < self.transport.batches_at_once and self._limit is None \
-                and self.link.greeted and not self._stop.is_set():
+                and self.link.greeted and time.monotonic() >= self._alone_until \
+                and not self._stop.is_set():
             batch = self.cache.outbox.batch_behind(under_way[-1][0],
                                                    self.settings()["agent_batch_size"])
             if batch is None:
@@ -8908,116 +9039,13 @@ class Delivery:
             return True
         self._rounds[root.id] = rounds + 1
         log.info("%s: the host holds something else; comparing folder by folder", root.path)
-        self.reconcile(root)
+        self.host_copy.reconcile(root)
         return False
 
     def _holds_nothing(self, root) -> bool:
         """Not even a file that the host refuses."""
         return self.cache.store.one("SELECT 1 FROM agent_index WHERE root_id = ? LIMIT 1",
                                     (root.id,)) is None
-
-    def reconcile(self, root) -> None:
-        """Send again the folders that differ and report what only the host has."""
-        matching = bytearray((self.cache.store.one("SELECT max(id) FROM agent_folder")[0] or 0) + 1)
-        after = 0
-        while after is not None:
-            page = self.transport.folders({"agent": self._agent(), **root_body(root),
-                                           "after": after, "limit": LIST_PAGE})
-            for folder in page["folders"]:
-                self._compare_folder(root, folder, matching)
-            after = page.get("next")
-        last = 0
-        while True:
-            mine = self.cache.roots.folders(root.id, last, 1000)
-            if not mine:
-                return
-            last = mine[-1][0]
-            for folder_id, _ in mine:
-                if folder_id >= len(matching) or not matching[folder_id]:
-                    self.cache.outbox.send_again(folder_id)
-
-    def adopt(self, path: str, info) -> None:
-        """Fill the cache with what the host knows of a root that another agent catalogued, so that
-        nothing is read again. Rows whose file is another one now are found by the scan.
-        """
-        root = self.cache.roots.identify(path, info)
-        if root.files:
-            return
-        after, count = 0, 0
-        while after is not None:
-            page = self.transport.folders({"agent": self._agent(), **root_body(root),
-                                           "after": after, "limit": LIST_PAGE})
-            for folder in page["folders"]:
-                count += self._adopt_folder(root, folder["path"])
-            after = page.get("next")
-        log.info("%s: took over %d files from the catalogue", root.path, count)
-
-    def _adopt_folder(self, root, rel: str) -> int:
-        folder_id, changes = adopted_folders(self.cache, root, rel)
-        after, count = "", 0
-        while after is not None:
-            page = self.transport.names({"agent": self._agent(), **root_body(root), "folder": rel,
-                                         "after": after, "limit": LIST_PAGE, "full": True})
-            changes += [adopted_file(root, folder_id, rel, file) for file in page["files"]]
-            count += len(page["files"])
-            self.cache.commit(changes)
-            changes = []
-            after = page.get("next")
-        return count
-
-    def _compare_folder(self, root, folder: dict, matching: bytearray) -> None:
-        rel = folder["path"]
-        folder_id = self.cache.roots.folder_id(root.id, rel)
-        files, digest = self.cache.roots.folder_digest(folder_id)
-        if (files, f"{digest:016x}") == (folder["files"], folder["digest"]):
-            if folder_id is not None:
-                matching[folder_id] = 1
-            return
-        after = ""
-        while after is not None:
-            page = self.transport.names({"agent": self._agent(), **root_body(root), "folder": rel,
-                                         "after": after, "limit": NAMES_PAGE, "full": False})
-            paths = [root.file_path(join_rel(rel, file["name"])) for file in page["files"]]
-            known = self.cache.files_at(root.id, paths)
-            for path in paths:
-                if path not in known:
-                    self.cache.outbox.remove_path(root, path)
-            after = page.get("next")
-
-
-def adopted_folders(cache, root, rel: str) -> tuple:
-    """(the folder's number, changes that make it and the folders above it)."""
-    changes, parent = [], None
-    parts = rel.split("/") if rel else []
-    for depth in range(len(parts) + 1):
-        above = "/".join(parts[:depth])
-        folder_id = cache.roots.folder_id(root.id, above)
-        if folder_id is None:
-            folder_id = cache.roots.new_folder_id()
-            changes.append(PutFolder(folder_id, root.id, parent, above))
-        parent = folder_id
-    return parent, changes
-
-
-def adopted_file(root, folder_id: int, rel: str, file: dict) -> PutFile:
-    """The host's record of a file as a row of the cache."""
-    rel_path = join_rel(rel, file["name"])
-    found = FoundFile(file["name"], "", file["size"], file["mtime"], file["ctime"],
-                      file["inode_key"], 1)
-    put = PutFile(found, root.id, folder_id, root.file_path(rel_path), rel_path, file["kind"],
-                  file.get("reason"))
-    hashes, metadata = file.get("hashes"), file.get("metadata")
-    if hashes:
-        put.facts = HashResult(hashes["algo"], hashes["sample_size"], hashes["sample_hash"],
-                               hashes.get("full_hash"), 0.0)
-    if metadata:
-        put.metadata, put.probed = json.dumps(metadata), True
-    return put
-
-
-def root_body(root) -> dict:
-    """How a message names its root."""
-    return {"root": root.path, "volume": root.volume, "volume_path": root.volume_path}
 
 
 # =================================================================================================
@@ -9388,7 +9416,7 @@ class AgentService:
             if info is None or path in self.scanner.offline:
                 continue
             try:
-                self.delivery.adopt(path, info)
+                self.delivery.host_copy.adopt(path, info)
             except (PeerError, KeyError, TypeError) as error:
                 log.warning("what the host knows of %s is not to be had now: %s", path, error)
 

@@ -187,7 +187,7 @@ class AgentService:
             if info is None or path in self.scanner.offline:
                 continue
             try:
-                self.delivery.adopt(path, info)
+                self.delivery.host_copy.adopt(path, info)
             except (PeerError, KeyError, TypeError) as error:
                 log.warning("what the host knows of %s is not to be had now: %s", path, error)
 

@@ -8,25 +8,20 @@ differ are sent again and what only the host has is reported as gone.
 from __future__ import annotations
 
 import collections
-import json
 import threading
 import time
 
-from .cache_changes import PutFile, PutFolder
 from .base import StoreError, log
-from .hashing import HashResult
+from .host_copy import HostCopy, root_body
 from .http_client import Backoff, PeerError, PeerRefused
 from .late import uuid
 from .root_check import EMPTY_REASON
-from .scan_common import join_rel
-from .walk import FoundFile
 
 IDLE_POLL_S = 30.0
 BACKOFF_FIRST_S = 0.5
 BACKOFF_TOP_S = 15.0
+ALONE_S = 30.0
 RECONCILE_ROUNDS = 3
-LIST_PAGE = 500
-NAMES_PAGE = 2000
 
 
 class FailedCall:
@@ -54,11 +49,13 @@ class Delivery:
         self.instance = instance
         self.settings = settings  # () -> the present configuration
         self.is_scanning = is_scanning
+        self.host_copy = HostCopy(cache, transport, self._agent)
         self.uploaded = self.batches = self.errors = self.sent_bytes = 0
         self.waiting = 0  # batches not acknowledged yet, about; counted when something changed
         self.idle = threading.Event()
         self.attempts_failed = 0
         self._asked_to_wait = False  # the host said how long
+        self._alone_until = 0.0  # on the monotonic clock: no two batches at once before
         self._asked = 0  # counts the calls of wake: idle is only said of the last one
         self._wake = threading.Event()
         self._stop = threading.Event()
@@ -157,14 +154,21 @@ class Delivery:
 
     def _send(self, batch) -> None:
         """Post a batch and, while the host is at work on it, whole ones that follow on it."""
-        outbox, under_way = self.cache.outbox, collections.deque()
+        outbox, under_way, first = self.cache.outbox, collections.deque(), batch
         outbox.turn += 1
         try:
             self._post(batch, under_way)
             while under_way:
                 self._post_more(under_way)
                 batch, call = under_way.popleft()
-                self._settle(batch, call, under_way)
+                try:
+                    self._settle(batch, call, under_way)
+                except PeerError as error:
+                    if batch is first:
+                        raise
+                    log.debug("one batch at a time for a while: %s", error)
+                    self._alone_until = time.monotonic() + ALONE_S
+                    return  # the host may only have had no room for one more connection
         finally:
             for _, call in under_way:
                 call.abandon()
@@ -181,7 +185,8 @@ class Delivery:
 
     def _post_more(self, under_way) -> None:
         while len(under_way) < self.transport.batches_at_once and self._limit is None \
-                and self.link.greeted and not self._stop.is_set():
+                and self.link.greeted and time.monotonic() >= self._alone_until \
+                and not self._stop.is_set():
             batch = self.cache.outbox.batch_behind(under_way[-1][0],
                                                    self.settings()["agent_batch_size"])
             if batch is None:
@@ -309,113 +314,10 @@ class Delivery:
             return True
         self._rounds[root.id] = rounds + 1
         log.info("%s: the host holds something else; comparing folder by folder", root.path)
-        self.reconcile(root)
+        self.host_copy.reconcile(root)
         return False
 
     def _holds_nothing(self, root) -> bool:
         """Not even a file that the host refuses."""
         return self.cache.store.one("SELECT 1 FROM agent_index WHERE root_id = ? LIMIT 1",
                                     (root.id,)) is None
-
-    def reconcile(self, root) -> None:
-        """Send again the folders that differ and report what only the host has."""
-        matching = bytearray((self.cache.store.one("SELECT max(id) FROM agent_folder")[0] or 0) + 1)
-        after = 0
-        while after is not None:
-            page = self.transport.folders({"agent": self._agent(), **root_body(root),
-                                           "after": after, "limit": LIST_PAGE})
-            for folder in page["folders"]:
-                self._compare_folder(root, folder, matching)
-            after = page.get("next")
-        last = 0
-        while True:
-            mine = self.cache.roots.folders(root.id, last, 1000)
-            if not mine:
-                return
-            last = mine[-1][0]
-            for folder_id, _ in mine:
-                if folder_id >= len(matching) or not matching[folder_id]:
-                    self.cache.outbox.send_again(folder_id)
-
-    def adopt(self, path: str, info) -> None:
-        """Fill the cache with what the host knows of a root that another agent catalogued, so that
-        nothing is read again. Rows whose file is another one now are found by the scan.
-        """
-        root = self.cache.roots.identify(path, info)
-        if root.files:
-            return
-        after, count = 0, 0
-        while after is not None:
-            page = self.transport.folders({"agent": self._agent(), **root_body(root),
-                                           "after": after, "limit": LIST_PAGE})
-            for folder in page["folders"]:
-                count += self._adopt_folder(root, folder["path"])
-            after = page.get("next")
-        log.info("%s: took over %d files from the catalogue", root.path, count)
-
-    def _adopt_folder(self, root, rel: str) -> int:
-        folder_id, changes = adopted_folders(self.cache, root, rel)
-        after, count = "", 0
-        while after is not None:
-            page = self.transport.names({"agent": self._agent(), **root_body(root), "folder": rel,
-                                         "after": after, "limit": LIST_PAGE, "full": True})
-            changes += [adopted_file(root, folder_id, rel, file) for file in page["files"]]
-            count += len(page["files"])
-            self.cache.commit(changes)
-            changes = []
-            after = page.get("next")
-        return count
-
-    def _compare_folder(self, root, folder: dict, matching: bytearray) -> None:
-        rel = folder["path"]
-        folder_id = self.cache.roots.folder_id(root.id, rel)
-        files, digest = self.cache.roots.folder_digest(folder_id)
-        if (files, f"{digest:016x}") == (folder["files"], folder["digest"]):
-            if folder_id is not None:
-                matching[folder_id] = 1
-            return
-        after = ""
-        while after is not None:
-            page = self.transport.names({"agent": self._agent(), **root_body(root), "folder": rel,
-                                         "after": after, "limit": NAMES_PAGE, "full": False})
-            paths = [root.file_path(join_rel(rel, file["name"])) for file in page["files"]]
-            known = self.cache.files_at(root.id, paths)
-            for path in paths:
-                if path not in known:
-                    self.cache.outbox.remove_path(root, path)
-            after = page.get("next")
-
-
-def adopted_folders(cache, root, rel: str) -> tuple:
-    """(the folder's number, changes that make it and the folders above it)."""
-    changes, parent = [], None
-    parts = rel.split("/") if rel else []
-    for depth in range(len(parts) + 1):
-        above = "/".join(parts[:depth])
-        folder_id = cache.roots.folder_id(root.id, above)
-        if folder_id is None:
-            folder_id = cache.roots.new_folder_id()
-            changes.append(PutFolder(folder_id, root.id, parent, above))
-        parent = folder_id
-    return parent, changes
-
-
-def adopted_file(root, folder_id: int, rel: str, file: dict) -> PutFile:
-    """The host's record of a file as a row of the cache."""
-    rel_path = join_rel(rel, file["name"])
-    found = FoundFile(file["name"], "", file["size"], file["mtime"], file["ctime"],
-                      file["inode_key"], 1)
-    put = PutFile(found, root.id, folder_id, root.file_path(rel_path), rel_path, file["kind"],
-                  file.get("reason"))
-    hashes, metadata = file.get("hashes"), file.get("metadata")
-    if hashes:
-        put.facts = HashResult(hashes["algo"], hashes["sample_size"], hashes["sample_hash"],
-                               hashes.get("full_hash"), 0.0)
-    if metadata:
-        put.metadata, put.probed = json.dumps(metadata), True
-    return put
-
-
-def root_body(root) -> dict:
-    """How a message names its root."""
-    return {"root": root.path, "volume": root.volume, "volume_path": root.volume_path}

@@ -343,6 +343,26 @@ def test_no_batch_behind_a_failed_one_is_lost(world, before, failure):
     world.check_quiet()
 
 
+def test_a_host_without_room_for_more_gets_one_batch_at_a_time(world):
+    """That is no failure, and nothing to wait for."""
+    fill(world, 20)
+    world.scan()
+    transport = world.service.delivery.transport
+    calls = WatchedCalls(transport)
+    watched = transport.begin_batch
+
+    def begin_batch(outline, files, gzip=False):
+        if calls.now:
+            raise PeerUnreachable("no connection is free")
+        return watched(outline, files, gzip)
+
+    transport.begin_batch = begin_batch
+    assert world.deliver()
+    assert calls.most == 1
+    assert outbox_rows(world) == []
+    world.check()
+
+
 def test_the_rows_of_a_first_scan_are_not_read_for_their_batches(world):
     fill(world, 17)
     for number in range(3):

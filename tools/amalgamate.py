@@ -25,8 +25,8 @@ SHARED = [
     "http_shares", "http_server", "http_client", "progress", "cache_schema", "cache_changes",
     "cache_batch", "index_writer", "cache_feed", "cache_outbox", "cache_roots", "agent_cache",
     "scan_buffer", "scan_plan", "hash_window", "root_volume", "root_check", "scan_moves",
-    "scan_seal", "scan_pipeline", "scan_passes", "scan_run", "delivery", "host_link",
-    "agent_service", "stop_signals",
+    "scan_seal", "scan_pipeline", "scan_passes", "scan_run", "host_copy", "delivery",
+    "host_link", "agent_service", "stop_signals",
 ]
 AGENT = [
     "agent_identity", "agent_routes", "plain_scan", "agent_cli",
