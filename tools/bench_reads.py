@@ -16,8 +16,8 @@ COUNTING_FFPROBE = """#!/bin/sh
 case "$*" in *file:*) echo "$*" >> '{log}';; esac
 exec '{ffprobe}' "$@"
 """
-OPENING = re.compile(r"^\d+ +(?:\d+\.\d+ +)?open\w*\(.*\) = (\d+)<(.*)>$")
-CLOSING = re.compile(r"^\d+ +(?:\d+\.\d+ +)?close\((\d+)<(.*)>\) += 0$")
+OPENING = re.compile(r"^\d+\.\d+ +open\w*\(.*\) = (\d+)<(.*)>$")
+CLOSING = re.compile(r"^\d+\.\d+ +close\((\d+)<(.*)>\) += 0$")
 
 
 def probed_once(bench) -> None:
@@ -67,9 +67,12 @@ def one_reader(bench) -> None:
         raise BenchError(f"{tree} lies on a disk that does not seek: use --work")
     with Host(bench.new("host"), bench.python) as host:
         argv = host.agent_command(tree, bench.new("agent"), bench.python)
-        run_process(["strace", "-f", "-y", "-s", "0", "-e", "trace=open,openat,openat2,close",
-                     "-o", str(trace), *argv])
-    most, order = openings(trace.read_text("utf-8", "replace"), str(tree))
+        # A file a thread: with all in one, a call that another thread interrupts is cut in two.
+        run_process(["strace", "-ff", "-ttt", "-y", "-s", "0", "-e",
+                     "trace=open,openat,openat2,close", "-o", str(trace), *argv])
+    lines = [line for part in trace.parent.glob(f"{trace.name}.*")
+             for line in part.read_text("utf-8", "replace").splitlines()]
+    most, order = openings(sorted(lines, key=time_of_line), str(tree))
     if len(set(order)) != 2000:
         raise BenchError(f"{len(set(order))} files were opened, there are 2000")
     inodes = [os.stat(path).st_ino for path in dict.fromkeys(order)]
@@ -91,10 +94,14 @@ def source_of(folder: Path) -> str:
                           check=True).stdout.split()[-1]
 
 
-def openings(trace: str, root: str) -> tuple:
+def time_of_line(line: str) -> float:
+    return float(line.partition(" ")[0])
+
+
+def openings(lines: list, root: str) -> tuple:
     """(most files below the root that were open at once, their paths in the order of opening)."""
     now, most, order = set(), 0, []
-    for line in trace.splitlines():
+    for line in lines:
         opened, closed = OPENING.match(line), CLOSING.match(line)
         if opened and "O_DIRECTORY" not in line and opened[2].startswith(root + "/"):
             now.add(opened.groups())
