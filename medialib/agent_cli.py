@@ -12,7 +12,7 @@ from .agent_cache import AGENT_CACHE_INTERFACE, AgentCache
 from .agent_identity import AgentIdentity
 from .agent_routes import AgentRoutes
 from .agent_service import AgentService
-from .allocator import give_freed_memory_back
+from .allocator import settle_memory
 from .app_folder import FolderLock, data_folder, setup_logging
 from .base import (
     AGENT_PORT,
@@ -161,7 +161,7 @@ class AgentProgram:
     def _run_locked(self, lock) -> int:
         if sqlite3 is None:
             return self._run_without_cache()
-        give_freed_memory_back()
+        settle_memory()
         cache = self._open_cache()
         try:
             if self.arguments.clear_cache:

@@ -1,8 +1,9 @@
-"""How the C library keeps freed memory, for programs that run for a long time."""
+"""How memory is kept and given back, for programs that run for a long time."""
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import sys
 
 from .late import ctypes
@@ -23,8 +24,12 @@ def give_large_blocks_back() -> None:
     call_c_library("mallopt", M_TRIM_THRESHOLD, 2 * LARGE_BLOCK_BYTES)
 
 
-def give_freed_memory_back() -> None:
-    """What was needed to start lies unused between what is still needed."""
+def settle_memory() -> None:
+    """Call it when the program is loaded: what was needed for that alone goes back to the system,
+    and what is there now stays, so that the garbage collector need not look through it again.
+    """
+    gc.collect()
+    gc.freeze()
     call_c_library("malloc_trim", 0)
 
 

@@ -21,7 +21,7 @@ OLDER_KEYS = ("kind", "path", "size", "mtime", "ctime", "inode_key", "ext", "rea
               "metadata")
 BATCH_TIMEOUT_S = 120.0
 # While the host waits for its disk it can look at the next ones, and commit them together.
-BATCHES_AT_ONCE = 3
+BATCHES_AT_ONCE = 4
 HELLO_TIMEOUT_S = 8.0
 
 

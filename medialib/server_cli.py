@@ -9,7 +9,7 @@ import threading
 import time
 
 from .app_folder import FolderLock, data_folder, setup_logging
-from .allocator import give_freed_memory_back, give_large_blocks_back
+from .allocator import give_large_blocks_back, settle_memory
 from .base import (
     EXIT_DONE,
     EXIT_INTERRUPTED,
@@ -178,7 +178,7 @@ class ServerProgram:
                        "port": server.port, "scheme": "https" if arguments.certfile else "http"}
         self._catch_signals(self.stop_requested.set)
         give_large_blocks_back()
-        give_freed_memory_back()
+        settle_memory()
         upkeep = HostUpkeep(catalog, self.folder)
         server.start()
         upkeep.start()

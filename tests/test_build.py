@@ -396,7 +396,7 @@ def test_a_launched_program_ends_as_its_main_says(tmp_path, which, body, status,
 
 MEASURED = """
 def main():
-    give_freed_memory_back()
+    settle_memory()
     with open("/proc/self/status") as status:
         print(*[line.split()[1] for line in status if line.startswith("VmRSS:")])
 
@@ -413,7 +413,7 @@ def test_a_launched_program_does_not_keep_its_syntax_tree(tmp_path):
         program = tmp_path / "program.py"
         program.write_text(
             f"import sys\nsys.path.insert(0, {str(support.ROOT)!r})\n"
-            "from medialib.allocator import give_freed_memory_back\n"
+            "from medialib.allocator import settle_memory\n"
             "from medialib.launch import launch\n" + "x = [1, (2, 3), {4: 5}]\n" * 20_000
             + MEASURED.format(start=start))
         done = run(sys.executable, program)
