@@ -14,7 +14,7 @@ from .catalog_schema import SEARCH_TABLES, has_trigram_search
 from .sqlite_store import sqlite3
 
 SEARCH_CHUNK = 4000  # larger ones save little and make the next batch wait
-SEARCH_BEHIND = 30_000  # with more names than this not indexed yet, jobs wait for some of them
+SEARCH_BEHIND = 80_000  # with more names than this not indexed yet, jobs wait for some of them
 SEARCH_WORDS = 16
 TRIGRAMS_ASKED = 2  # of one word
 TRIGRAM_RATIO = 8
