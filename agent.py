@@ -21,45 +21,45 @@ here, `there` where in the module: that maps a traceback back.
     2159     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
     2339     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
     2572     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2836     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
-    3049     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    3258     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    3399     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3654     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3734     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    4118     11  medialib/http_shares.py: What all connections share: bytes, the memory of parsed JSON, places for endless answers.
-    4208     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
-    4549     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4925     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    5042     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    5178     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
-    5329     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
-    5420     10  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5726      8  medialib/cache_feed.py: Rows on their way from the scan to the host: just stored, so that nobody need read them again.
-    5773     20  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    6131     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    6445     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6797     11  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6862     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    7005     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    7328     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    7452     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    7560     13  medialib/scan_moves.py: Where the content of a file that is new at its path was known before: a move, or a hard link.
-    7641     15  medialib/scan_seal.py: A folder's seal: what its files looked like when all of them were as the index says.
-    7689     39  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    8060     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    8368     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    8578     13  medialib/host_copy.py: What the host holds of a root, beside what this agent knows of it: comparing and taking over.
-    8699     20  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    9010     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    9204     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    9584     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
-    9614     15  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
-    9676     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
-    9741     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
-    9966     46  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
+    2894     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
+    3107     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    3316     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3457     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3712     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3792     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    4176     11  medialib/http_shares.py: What all connections share: bytes, the memory of parsed JSON, places for endless answers.
+    4266     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
+    4607     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4983     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    5100     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    5236     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
+    5387     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
+    5478     10  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5784      8  medialib/cache_feed.py: Rows on their way from the scan to the host: just stored, so that nobody need read them again.
+    5831     20  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    6189     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    6503     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6855     11  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6920     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    7063     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    7386     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    7510     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    7618     13  medialib/scan_moves.py: Where the content of a file that is new at its path was known before: a move, or a hard link.
+    7699     15  medialib/scan_seal.py: A folder's seal: what its files looked like when all of them were as the index says.
+    7747     39  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    8118     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    8426     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    8636     13  medialib/host_copy.py: What the host holds of a root, beside what this agent knows of it: comparing and taking over.
+    8757     20  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    9068     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    9262     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    9642     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
+    9672     15  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
+    9734     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
+    9799     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
+   10024     46  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
 """
-# sha256 of all below this line: 307becab201a01e5f63074629fe172062e359ea433e580ec82f11e6876d2a4b5
+# sha256 of all below this line: 16decdb0aefcb6143df1888c57708b73bb643a606bb579c331fd126d0f5852cf
 
 from __future__ import annotations
 
@@ -2571,6 +2571,8 @@ def _without_details(part: dict) -> dict:
 
 BUSY_TIMEOUT_S = 30.0
 WAL_LIMIT_BYTES = 64 << 20
+LOG_PAGES = 8000  # how long the log gets before it begins anew
+CHECKPOINT_ROWS = 3000  # changed since the last one
 SQLITE_HEADER = b"SQLite format 3\0"
 
 DAMAGE_WORDS = ("malformed", "not a database", "file is encrypted", "disk image")
@@ -2596,6 +2598,55 @@ def keep_private(path: str) -> None:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
 
 
+class Checkpoints:
+    """Copies the log into the database on a thread of its own. Whoever writes would wait each time
+    until the disk has both.
+
+    The writer still does so by itself when the log is LOG_PAGES long: it finds little to copy, and
+    only it can let the log begin anew. It is also the one who reports what is wrong with a disk.
+    """
+
+    def __init__(self, path: str, synchronous: str):
+        self._path = path
+        self._synchronous = synchronous
+        self._due = threading.Event()
+        self._stopping = False
+        self._writers_turn = False
+        self._thread: threading.Thread | None = None
+
+    def want(self) -> None:
+        """There is enough to copy."""
+        if self._writers_turn:
+            self._writers_turn = False
+            return
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._loop, name="checkpoints", daemon=True)
+            self._thread.start()
+        self._due.set()
+
+    def stop(self) -> None:
+        self._stopping = True
+        self._due.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _loop(self) -> None:
+        try:
+            with contextlib.closing(sqlite3.connect(
+                    self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None)) as db:
+                db.execute(f"PRAGMA synchronous={self._synchronous}")
+                while True:
+                    self._due.wait()
+                    self._due.clear()
+                    if self._stopping:
+                        return
+                    if not self._writers_turn:  # the writer cannot copy while this thread does
+                        done = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+                        self._writers_turn = done[1] >= LOG_PAGES  # the pages in the log
+        except sqlite3.Error as error:
+            log.debug("%s: no more checkpoints beside the writer: %s", self._path, error)
+
+
 class StoreConnection:
     """One writing connection. Use `with store.atomic() as db:`; it may be nested and is re-entrant.
 
@@ -2607,6 +2658,8 @@ class StoreConnection:
         self.path = path
         self.lock = threading.RLock()
         self._depth = 0
+        self._checkpoints = Checkpoints(path, synchronous)
+        self._copied_changes = 0  # the connection's total_changes at the last checkpoint
         if path:
             keep_private(path)
         try:
@@ -2625,6 +2678,7 @@ class StoreConnection:
         self.db.execute(f"PRAGMA synchronous={synchronous}")
         self.db.execute(f"PRAGMA cache_size=-{cache_kib}")
         self.db.execute(f"PRAGMA journal_size_limit={WAL_LIMIT_BYTES}")
+        self.db.execute(f"PRAGMA wal_autocheckpoint={LOG_PAGES}")
         self.db.execute("PRAGMA temp_store=FILE")
 
     @contextlib.contextmanager
@@ -2654,6 +2708,9 @@ class StoreConnection:
                 raise
             finally:
                 self._depth = 0
+            if self.path and self.db.total_changes - self._copied_changes >= CHECKPOINT_ROWS:
+                self._copied_changes = self.db.total_changes
+                self._checkpoints.want()
 
     def rows(self, sql: str, values: tuple = ()) -> list:
         """All rows of a short query, read to the end under the lock."""
@@ -2679,6 +2736,7 @@ class StoreConnection:
                 raise explain_sqlite_error(error, self.path) from error
 
     def close(self) -> None:
+        self._checkpoints.stop()  # the last connection to be closed tidies up
         with self.lock, contextlib.suppress(sqlite3.Error):
             self.db.close()
 

@@ -21,94 +21,94 @@ here, `there` where in the module: that maps a traceback back.
     2215     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
     2395     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
     2628     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2892     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
-    3105     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    3314     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    3455     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3710     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3790     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    4174     11  medialib/http_shares.py: What all connections share: bytes, the memory of parsed JSON, places for endless answers.
-    4264     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
-    4605     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4981     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    5098     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    5234     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
-    5385     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
-    5476     10  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5782      8  medialib/cache_feed.py: Rows on their way from the scan to the host: just stored, so that nobody need read them again.
-    5829     20  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    6187     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    6501     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6853     11  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6918     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    7061     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    7384     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    7508     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    7616     13  medialib/scan_moves.py: Where the content of a file that is new at its path was known before: a move, or a hard link.
-    7697     15  medialib/scan_seal.py: A folder's seal: what its files looked like when all of them were as the index says.
-    7745     39  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    8116     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    8424     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    8634     13  medialib/host_copy.py: What the host holds of a root, beside what this agent knows of it: comparing and taking over.
-    8755     20  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    9066     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    9260     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    9640     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
-    9670     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
-    9932     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
-   10113     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
-   10442     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
-   10616     14  medialib/catalog_facts.py: What is known of a file beside its stamps: hashes, ffprobe's answer, what could not be done; and
-   10716     25  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
-   11056     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
-   11300     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
-   11439     14  medialib/catalog_word_sql.py: What SQLite itself can tell of a search: conditions that every match fulfils.
-   11537     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
-   11591     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
-   11691     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
-   11803     11  medialib/catalog_show.py: Files as the API shows them.
-   11850     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
-   12095     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
-   12163     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
-   12262     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
-   12529     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
-   12682     22  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
-   12877     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
-   13006     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
-   13364     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
-   13433     25  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
-   13729     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
-   13832     13  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
-   13874     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
-   14031     10  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
-   14259      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
-   14296     10  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
-   14410     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
-   14534     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
-   14709     10  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
-   14740     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
-   14999     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   15242     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   15283     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   15500     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
-   15731     15  medialib/ingest_outline.py: The outline of what agents send: who speaks, of which root, how much; all but the records.
-   15854      9  medialib/ingest_order.py: Batches of one agent that are under way together: each is applied behind the one before it.
-   15909     45  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   16228     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   16359      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   16400      1  medialib/web/: The files of the web UI.
-   20676     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   20775     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   20846     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   21020     14  medialib/server_turns.py: Lists of the catalogue are made a few at a time, however many ask at once.
-   21046     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   21134     18  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   21281      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   21362      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   21405     47  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   21716     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+    2950     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
+    3163     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    3372     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3513     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3768     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3848     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    4232     11  medialib/http_shares.py: What all connections share: bytes, the memory of parsed JSON, places for endless answers.
+    4322     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
+    4663     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    5039     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    5156     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    5292     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
+    5443     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
+    5534     10  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5840      8  medialib/cache_feed.py: Rows on their way from the scan to the host: just stored, so that nobody need read them again.
+    5887     20  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    6245     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    6559     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6911     11  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6976     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    7119     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    7442     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    7566     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    7674     13  medialib/scan_moves.py: Where the content of a file that is new at its path was known before: a move, or a hard link.
+    7755     15  medialib/scan_seal.py: A folder's seal: what its files looked like when all of them were as the index says.
+    7803     39  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    8174     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    8482     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    8692     13  medialib/host_copy.py: What the host holds of a root, beside what this agent knows of it: comparing and taking over.
+    8813     20  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    9124     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    9318     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    9698     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
+    9728     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
+    9990     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
+   10171     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
+   10500     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
+   10674     14  medialib/catalog_facts.py: What is known of a file beside its stamps: hashes, ffprobe's answer, what could not be done; and
+   10774     25  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
+   11114     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
+   11358     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
+   11497     14  medialib/catalog_word_sql.py: What SQLite itself can tell of a search: conditions that every match fulfils.
+   11595     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
+   11649     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
+   11749     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
+   11861     11  medialib/catalog_show.py: Files as the API shows them.
+   11908     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
+   12153     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
+   12221     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
+   12320     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
+   12585     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
+   12738     22  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
+   12933     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
+   13062     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
+   13420     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
+   13489     25  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
+   13785     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
+   13888     13  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
+   13930     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
+   14087     10  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
+   14315      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
+   14352     10  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
+   14466     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
+   14590     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
+   14765     10  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
+   14796     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
+   15055     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   15298     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   15339     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   15556     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   15787     15  medialib/ingest_outline.py: The outline of what agents send: who speaks, of which root, how much; all but the records.
+   15910      9  medialib/ingest_order.py: Batches of one agent that are under way together: each is applied behind the one before it.
+   15965     45  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   16284     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   16415      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   16456      1  medialib/web/: The files of the web UI.
+   20732     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   20831     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   20902     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   21076     14  medialib/server_turns.py: Lists of the catalogue are made a few at a time, however many ask at once.
+   21102     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   21190     18  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   21337      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   21418      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   21461     47  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   21772     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: c704e28659f24d32982c983c9875aa18369b5a2283cf4804265a887c001b4f57
+# sha256 of all below this line: 0d5b9a59ae65bf799aa295a6b31fb7b6fe0cde947c3f40a65761c9aed05006da
 
 from __future__ import annotations
 
@@ -2627,6 +2627,8 @@ def _without_details(part: dict) -> dict:
 
 BUSY_TIMEOUT_S = 30.0
 WAL_LIMIT_BYTES = 64 << 20
+LOG_PAGES = 8000  # how long the log gets before it begins anew
+CHECKPOINT_ROWS = 3000  # changed since the last one
 SQLITE_HEADER = b"SQLite format 3\0"
 
 DAMAGE_WORDS = ("malformed", "not a database", "file is encrypted", "disk image")
@@ -2652,6 +2654,55 @@ def keep_private(path: str) -> None:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
 
 
+class Checkpoints:
+    """Copies the log into the database on a thread of its own. Whoever writes would wait each time
+    until the disk has both.
+
+    The writer still does so by itself when the log is LOG_PAGES long: it finds little to copy, and
+    only it can let the log begin anew. It is also the one who reports what is wrong with a disk.
+    """
+
+    def __init__(self, path: str, synchronous: str):
+        self._path = path
+        self._synchronous = synchronous
+        self._due = threading.Event()
+        self._stopping = False
+        self._writers_turn = False
+        self._thread: threading.Thread | None = None
+
+    def want(self) -> None:
+        """There is enough to copy."""
+        if self._writers_turn:
+            self._writers_turn = False
+            return
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._loop, name="checkpoints", daemon=True)
+            self._thread.start()
+        self._due.set()
+
+    def stop(self) -> None:
+        self._stopping = True
+        self._due.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _loop(self) -> None:
+        try:
+            with contextlib.closing(sqlite3.connect(
+                    self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None)) as db:
+                db.execute(f"PRAGMA synchronous={self._synchronous}")
+                while True:
+                    self._due.wait()
+                    self._due.clear()
+                    if self._stopping:
+                        return
+                    if not self._writers_turn:  # the writer cannot copy while this thread does
+                        done = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+                        self._writers_turn = done[1] >= LOG_PAGES  # the pages in the log
+        except sqlite3.Error as error:
+            log.debug("%s: no more checkpoints beside the writer: %s", self._path, error)
+
+
 class StoreConnection:
     """One writing connection. Use `with store.atomic() as db:`; it may be nested and is re-entrant.
 
@@ -2663,6 +2714,8 @@ class StoreConnection:
         self.path = path
         self.lock = threading.RLock()
         self._depth = 0
+        self._checkpoints = Checkpoints(path, synchronous)
+        self._copied_changes = 0  # the connection's total_changes at the last checkpoint
         if path:
             keep_private(path)
         try:
@@ -2681,6 +2734,7 @@ class StoreConnection:
         self.db.execute(f"PRAGMA synchronous={synchronous}")
         self.db.execute(f"PRAGMA cache_size=-{cache_kib}")
         self.db.execute(f"PRAGMA journal_size_limit={WAL_LIMIT_BYTES}")
+        self.db.execute(f"PRAGMA wal_autocheckpoint={LOG_PAGES}")
         self.db.execute("PRAGMA temp_store=FILE")
 
     @contextlib.contextmanager
@@ -2710,6 +2764,9 @@ class StoreConnection:
                 raise
             finally:
                 self._depth = 0
+            if self.path and self.db.total_changes - self._copied_changes >= CHECKPOINT_ROWS:
+                self._copied_changes = self.db.total_changes
+                self._checkpoints.want()
 
     def rows(self, sql: str, values: tuple = ()) -> list:
         """All rows of a short query, read to the end under the lock."""
@@ -2735,6 +2792,7 @@ class StoreConnection:
                 raise explain_sqlite_error(error, self.path) from error
 
     def close(self) -> None:
+        self._checkpoints.stop()  # the last connection to be closed tidies up
         with self.lock, contextlib.suppress(sqlite3.Error):
             self.db.close()
 
@@ -12262,7 +12320,6 @@ def root_kind_counts(db, root_id: int) -> dict:
 CATALOG_FILE = "medialib.db"
 LEAST_FREE_BYTES = 2 << 20
 PROOF_S = 5.0  # /health asks for no write of its own, behind large batches, after a commit so young
-CHECKPOINT_PAGES = 8000  # the same pages change again and again: write them back less often
 IDLE_READERS = 8
 DUE_REST = 10  # very large groups are counted in at most a tenth of the time
 
@@ -12326,7 +12383,6 @@ class Catalog:
         try:
             checked = check_database_head(store)
             migrate(store, CATALOG_MIGRATIONS, before_upgrade=keep_copy)
-            store.db.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
             with store.atomic() as db:
                 self.tools = CatalogTools(SearchIndex(db))
                 self.library_id = db.execute(

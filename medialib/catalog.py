@@ -34,7 +34,6 @@ from .sqlite_store import (
 CATALOG_FILE = "medialib.db"
 LEAST_FREE_BYTES = 2 << 20
 PROOF_S = 5.0  # /health asks for no write of its own, behind large batches, after a commit so young
-CHECKPOINT_PAGES = 8000  # the same pages change again and again: write them back less often
 IDLE_READERS = 8
 DUE_REST = 10  # very large groups are counted in at most a tenth of the time
 
@@ -98,7 +97,6 @@ class Catalog:
         try:
             checked = check_database_head(store)
             migrate(store, CATALOG_MIGRATIONS, before_upgrade=keep_copy)
-            store.db.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
             with store.atomic() as db:
                 self.tools = CatalogTools(SearchIndex(db))
                 self.library_id = db.execute(

@@ -21,6 +21,8 @@ from .base import DamagedStoreError, NewerStoreError, StoreError, log
 
 BUSY_TIMEOUT_S = 30.0
 WAL_LIMIT_BYTES = 64 << 20
+LOG_PAGES = 8000  # how long the log gets before it begins anew
+CHECKPOINT_ROWS = 3000  # changed since the last one
 SQLITE_HEADER = b"SQLite format 3\0"
 
 DAMAGE_WORDS = ("malformed", "not a database", "file is encrypted", "disk image")
@@ -46,6 +48,55 @@ def keep_private(path: str) -> None:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
 
 
+class Checkpoints:
+    """Copies the log into the database on a thread of its own. Whoever writes would wait each time
+    until the disk has both.
+
+    The writer still does so by itself when the log is LOG_PAGES long: it finds little to copy, and
+    only it can let the log begin anew. It is also the one who reports what is wrong with a disk.
+    """
+
+    def __init__(self, path: str, synchronous: str):
+        self._path = path
+        self._synchronous = synchronous
+        self._due = threading.Event()
+        self._stopping = False
+        self._writers_turn = False
+        self._thread: threading.Thread | None = None
+
+    def want(self) -> None:
+        """There is enough to copy."""
+        if self._writers_turn:
+            self._writers_turn = False
+            return
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._loop, name="checkpoints", daemon=True)
+            self._thread.start()
+        self._due.set()
+
+    def stop(self) -> None:
+        self._stopping = True
+        self._due.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _loop(self) -> None:
+        try:
+            with contextlib.closing(sqlite3.connect(
+                    self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None)) as db:
+                db.execute(f"PRAGMA synchronous={self._synchronous}")
+                while True:
+                    self._due.wait()
+                    self._due.clear()
+                    if self._stopping:
+                        return
+                    if not self._writers_turn:  # the writer cannot copy while this thread does
+                        done = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+                        self._writers_turn = done[1] >= LOG_PAGES  # the pages in the log
+        except sqlite3.Error as error:
+            log.debug("%s: no more checkpoints beside the writer: %s", self._path, error)
+
+
 class StoreConnection:
     """One writing connection. Use `with store.atomic() as db:`; it may be nested and is re-entrant.
 
@@ -57,6 +108,8 @@ class StoreConnection:
         self.path = path
         self.lock = threading.RLock()
         self._depth = 0
+        self._checkpoints = Checkpoints(path, synchronous)
+        self._copied_changes = 0  # the connection's total_changes at the last checkpoint
         if path:
             keep_private(path)
         try:
@@ -75,6 +128,7 @@ class StoreConnection:
         self.db.execute(f"PRAGMA synchronous={synchronous}")
         self.db.execute(f"PRAGMA cache_size=-{cache_kib}")
         self.db.execute(f"PRAGMA journal_size_limit={WAL_LIMIT_BYTES}")
+        self.db.execute(f"PRAGMA wal_autocheckpoint={LOG_PAGES}")
         self.db.execute("PRAGMA temp_store=FILE")
 
     @contextlib.contextmanager
@@ -104,6 +158,9 @@ class StoreConnection:
                 raise
             finally:
                 self._depth = 0
+            if self.path and self.db.total_changes - self._copied_changes >= CHECKPOINT_ROWS:
+                self._copied_changes = self.db.total_changes
+                self._checkpoints.want()
 
     def rows(self, sql: str, values: tuple = ()) -> list:
         """All rows of a short query, read to the end under the lock."""
@@ -129,6 +186,7 @@ class StoreConnection:
                 raise explain_sqlite_error(error, self.path) from error
 
     def close(self) -> None:
+        self._checkpoints.stop()  # the last connection to be closed tidies up
         with self.lock, contextlib.suppress(sqlite3.Error):
             self.db.close()
 
