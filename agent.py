@@ -22,44 +22,44 @@ here, `there` where in the module: that maps a traceback back.
     2339     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
     2572     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
     2894     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
-    3107     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    3316     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    3457     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3712     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3792     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    4176     11  medialib/http_shares.py: What all connections share: bytes, the memory of parsed JSON, places for endless answers.
-    4266     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
-    4607     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4983     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    5100     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    5236     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
-    5387     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
-    5478     10  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5784      8  medialib/cache_feed.py: Rows on their way from the scan to the host: just stored, so that nobody need read them again.
-    5831     20  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    6189     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    6503     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6855     11  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6920     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    7063     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    7386     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    7510     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    7618     13  medialib/scan_moves.py: Where the content of a file that is new at its path was known before: a move, or a hard link.
-    7699     15  medialib/scan_seal.py: A folder's seal: what its files looked like when all of them were as the index says.
-    7747     39  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    8118     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    8426     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    8636     13  medialib/host_copy.py: What the host holds of a root, beside what this agent knows of it: comparing and taking over.
-    8757     20  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    9068     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    9262     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    9642     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
-    9672     15  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
-    9734     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
-    9799     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
-   10024     46  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
+    3105     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    3314     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3455     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3710     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3790     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    4174     11  medialib/http_shares.py: What all connections share: bytes, the memory of parsed JSON, places for endless answers.
+    4264     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
+    4605     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4981     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    5098     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    5234     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
+    5385     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
+    5476     10  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5782      8  medialib/cache_feed.py: Rows on their way from the scan to the host: just stored, so that nobody need read them again.
+    5829     20  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    6187     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    6501     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6853     11  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6918     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    7061     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    7384     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    7508     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    7616     13  medialib/scan_moves.py: Where the content of a file that is new at its path was known before: a move, or a hard link.
+    7697     15  medialib/scan_seal.py: A folder's seal: what its files looked like when all of them were as the index says.
+    7745     39  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    8116     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    8424     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    8634     13  medialib/host_copy.py: What the host holds of a root, beside what this agent knows of it: comparing and taking over.
+    8755     20  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    9066     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    9260     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    9640     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
+    9670     15  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
+    9732     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
+    9797     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
+   10022     46  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
 """
-# sha256 of all below this line: 16decdb0aefcb6143df1888c57708b73bb643a606bb579c331fd126d0f5852cf
+# sha256 of all below this line: 51351983cc842e938d4580748b280ac73836eb6efad6d9676d231d7c0a72d912
 
 from __future__ import annotations
 
@@ -3034,13 +3034,11 @@ def parse_json_object(data: bytes, **bounds) -> dict:
 
 def _check_json_shape(data: bytes, tokens: int, depth: int) -> None:
     """Count and nest the brackets without making an object. Looks closely only where it must."""
-    marks = data.translate(None, JSON_TOKEN_DROPS)
-    brackets = marks.count(b"[") + marks.count(b"{")
-    if len(marks) > tokens:
+    if len(data) > tokens and len(data.translate(None, JSON_TOKEN_DROPS)) > tokens:
         shape = _json_shape(data, JSON_SHAPE_DROPS)
         if shape.count(b"[") + shape.count(b",") + shape.count(b":") > tokens:
             raise BodyError(400, "JSON too large", f"more than {tokens} values")
-    if brackets > depth:
+    if data.count(b"[") + data.count(b"{") > depth:
         _check_json_depth(_json_shape(data, JSON_NEST_DROPS), depth)
 
 

@@ -22,44 +22,44 @@ here, `there` where in the module: that maps a traceback back.
     2395     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
     2628     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
     2950     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
-    3163     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    3372     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    3513     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3768     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3848     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    4232     11  medialib/http_shares.py: What all connections share: bytes, the memory of parsed JSON, places for endless answers.
-    4322     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
-    4663     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    5039     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    5156     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    5292     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
-    5443     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
-    5534     10  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5840      8  medialib/cache_feed.py: Rows on their way from the scan to the host: just stored, so that nobody need read them again.
-    5887     20  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    6245     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    6559     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6911     11  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6976     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    7119     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    7442     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    7566     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    7674     13  medialib/scan_moves.py: Where the content of a file that is new at its path was known before: a move, or a hard link.
-    7755     15  medialib/scan_seal.py: A folder's seal: what its files looked like when all of them were as the index says.
-    7803     39  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    8174     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    8482     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    8692     13  medialib/host_copy.py: What the host holds of a root, beside what this agent knows of it: comparing and taking over.
-    8813     20  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    9124     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    9318     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    9698     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
-    9728     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
-    9990     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
-   10171     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
-   10500     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
-   10674     14  medialib/catalog_facts.py: What is known of a file beside its stamps: hashes, ffprobe's answer, what could not be done; and
-   10774     25  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
+    3161     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    3370     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3511     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3766     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3846     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    4230     11  medialib/http_shares.py: What all connections share: bytes, the memory of parsed JSON, places for endless answers.
+    4320     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
+    4661     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    5037     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    5154     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    5290     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
+    5441     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
+    5532     10  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5838      8  medialib/cache_feed.py: Rows on their way from the scan to the host: just stored, so that nobody need read them again.
+    5885     20  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    6243     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    6557     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6909     11  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6974     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    7117     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    7440     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    7564     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    7672     13  medialib/scan_moves.py: Where the content of a file that is new at its path was known before: a move, or a hard link.
+    7753     15  medialib/scan_seal.py: A folder's seal: what its files looked like when all of them were as the index says.
+    7801     39  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    8172     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    8480     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    8690     13  medialib/host_copy.py: What the host holds of a root, beside what this agent knows of it: comparing and taking over.
+    8811     20  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    9122     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    9316     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    9696     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
+    9726     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
+    9988     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
+   10169     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
+   10498     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
+   10672     14  medialib/catalog_facts.py: What is known of a file beside its stamps: hashes, ffprobe's answer, what could not be done; and
+   10772     25  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
    11114     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
    11358     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
    11497     14  medialib/catalog_word_sql.py: What SQLite itself can tell of a search: conditions that every match fulfils.
@@ -75,25 +75,25 @@ here, `there` where in the module: that maps a traceback back.
    12738     22  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
    12933     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
    13062     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
-   13420     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
-   13489     25  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
-   13785     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
-   13888     13  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
-   13930     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
-   14087     10  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
-   14315      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
-   14352     10  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
-   14466     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
-   14590     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
-   14765     10  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
-   14796     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
-   15055     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   15298     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   15339     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   15556     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
-   15787     15  medialib/ingest_outline.py: The outline of what agents send: who speaks, of which root, how much; all but the records.
-   15910      9  medialib/ingest_order.py: Batches of one agent that are under way together: each is applied behind the one before it.
-   15965     45  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   13422     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
+   13491     25  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
+   13787     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
+   13890     13  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
+   13932     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
+   14089     10  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
+   14317      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
+   14354     10  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
+   14468     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
+   14592     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
+   14767     10  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
+   14798     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
+   15057     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   15300     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   15341     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   15558     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   15789     15  medialib/ingest_outline.py: The outline of what agents send: who speaks, of which root, how much; all but the records.
+   15912      9  medialib/ingest_order.py: Batches of one agent that are under way together: each is applied behind the one before it.
+   15967     45  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
    16284     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
    16415      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
    16456      1  medialib/web/: The files of the web UI.
@@ -108,7 +108,7 @@ here, `there` where in the module: that maps a traceback back.
    21461     47  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
    21772     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: 0d5b9a59ae65bf799aa295a6b31fb7b6fe0cde947c3f40a65761c9aed05006da
+# sha256 of all below this line: 45b136572cf8d4fbc5f5f3656855ad48be265c6bc22c47bd6872d356ae6a58cb
 
 from __future__ import annotations
 
@@ -3090,13 +3090,11 @@ def parse_json_object(data: bytes, **bounds) -> dict:
 
 def _check_json_shape(data: bytes, tokens: int, depth: int) -> None:
     """Count and nest the brackets without making an object. Looks closely only where it must."""
-    marks = data.translate(None, JSON_TOKEN_DROPS)
-    brackets = marks.count(b"[") + marks.count(b"{")
-    if len(marks) > tokens:
+    if len(data) > tokens and len(data.translate(None, JSON_TOKEN_DROPS)) > tokens:
         shape = _json_shape(data, JSON_SHAPE_DROPS)
         if shape.count(b"[") + shape.count(b",") + shape.count(b":") > tokens:
             raise BodyError(400, "JSON too large", f"more than {tokens} values")
-    if brackets > depth:
+    if data.count(b"[") + data.count(b"{") > depth:
         _check_json_depth(_json_shape(data, JSON_NEST_DROPS), depth)
 
 
@@ -10817,6 +10815,8 @@ class FileBatch:
         present = self._present_rows(places)
         if any(record.moved_from for record in records):
             pairs = self._assign_with_moves(root, records, places, present)
+        elif not present and not root.missing:  # as all through a first scan
+            pairs = [(record, place, None) for record, place in zip(records, places)]
         else:
             pairs = [(record, place, present.get(place) or self._missing_row(root, place, record))
                      for record, place in zip(records, places)]
@@ -13104,12 +13104,14 @@ def check_path(path, what: str = "path") -> str:
 
 class RecordChecker:
     """Checks the records of one batch. `prefix` is what their paths must begin with ("" if the
-    batch names no root); `classifier` serves records of older agents that say only "media".
+    batch names no root); `make_classifier()` is called when a record, as of an older agent, says
+    only "media" or no kind at all.
     """
 
-    def __init__(self, prefix: str = "", classifier: Classifier | None = None):
+    def __init__(self, prefix: str = "", make_classifier=lambda: Classifier({})):
         self.prefix = prefix
-        self._classifier = classifier
+        self._make_classifier = make_classifier
+        self._classifier: Classifier | None = None
         self._folder: str | None = None  # the last folder found right, for the next file in it
         self._recipe = (None, None, 0)  # the last (algo, sample_size, digits) found right
         self._digest = hashlib.blake2b(digest_size=8)  # copying one costs half of making one
@@ -13252,7 +13254,7 @@ class RecordChecker:
 
     def _classify(self, name: str, ext: str) -> tuple:
         if self._classifier is None:
-            self._classifier = Classifier({})
+            self._classifier = self._make_classifier()
         return self._classifier.classify(name, ext)
 
 
@@ -16082,15 +16084,13 @@ class Ingest:
         prefix = ""
         if outline.root is not None:
             prefix = outline.root if outline.root.endswith("/") else outline.root + "/"
-        return RecordChecker(prefix, self._classifier(outline)).check_all(outline.files)
+        checker = RecordChecker(prefix, functools.partial(self._classifier, outline.agent_id))
+        return checker.check_all(outline.files)
 
-    def _classifier(self, outline: BatchOutline) -> Classifier | None:
+    def _classifier(self, agent_id: str) -> Classifier:
         """Needed for records without a kind of ours only, which come from older agents."""
-        if all(isinstance(raw, dict) and raw.get("kind") not in (None, "media")
-               for raw in outline.files):
-            return None
         with self.catalog.reader() as db:
-            return Classifier(settings_of(db, outline.agent_id))
+            return Classifier(settings_of(db, agent_id))
 
     def _checked_removals(self, outline: BatchOutline, errors: list) -> list:
         if not outline.removed:

@@ -68,6 +68,8 @@ class FileBatch:
         present = self._present_rows(places)
         if any(record.moved_from for record in records):
             pairs = self._assign_with_moves(root, records, places, present)
+        elif not present and not root.missing:  # as all through a first scan
+            pairs = [(record, place, None) for record, place in zip(records, places)]
         else:
             pairs = [(record, place, present.get(place) or self._missing_row(root, place, record))
                      for record, place in zip(records, places)]

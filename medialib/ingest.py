@@ -162,15 +162,13 @@ class Ingest:
         prefix = ""
         if outline.root is not None:
             prefix = outline.root if outline.root.endswith("/") else outline.root + "/"
-        return RecordChecker(prefix, self._classifier(outline)).check_all(outline.files)
+        checker = RecordChecker(prefix, functools.partial(self._classifier, outline.agent_id))
+        return checker.check_all(outline.files)
 
-    def _classifier(self, outline: BatchOutline) -> Classifier | None:
+    def _classifier(self, agent_id: str) -> Classifier:
         """Needed for records without a kind of ours only, which come from older agents."""
-        if all(isinstance(raw, dict) and raw.get("kind") not in (None, "media")
-               for raw in outline.files):
-            return None
         with self.catalog.reader() as db:
-            return Classifier(settings_of(db, outline.agent_id))
+            return Classifier(settings_of(db, agent_id))
 
     def _checked_removals(self, outline: BatchOutline, errors: list) -> list:
         if not outline.removed:

@@ -69,12 +69,14 @@ def check_path(path, what: str = "path") -> str:
 
 class RecordChecker:
     """Checks the records of one batch. `prefix` is what their paths must begin with ("" if the
-    batch names no root); `classifier` serves records of older agents that say only "media".
+    batch names no root); `make_classifier()` is called when a record, as of an older agent, says
+    only "media" or no kind at all.
     """
 
-    def __init__(self, prefix: str = "", classifier: Classifier | None = None):
+    def __init__(self, prefix: str = "", make_classifier=lambda: Classifier({})):
         self.prefix = prefix
-        self._classifier = classifier
+        self._make_classifier = make_classifier
+        self._classifier: Classifier | None = None
         self._folder: str | None = None  # the last folder found right, for the next file in it
         self._recipe = (None, None, 0)  # the last (algo, sample_size, digits) found right
         self._digest = hashlib.blake2b(digest_size=8)  # copying one costs half of making one
@@ -217,7 +219,7 @@ class RecordChecker:
 
     def _classify(self, name: str, ext: str) -> tuple:
         if self._classifier is None:
-            self._classifier = Classifier({})
+            self._classifier = self._make_classifier()
         return self._classifier.classify(name, ext)
 
 
