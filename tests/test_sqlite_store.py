@@ -57,12 +57,14 @@ def test_the_log_stays_bounded_through_a_long_burst(store, copied):
             store._checkpoints.want()
 
     if copied == "all the time":
-        threading.Thread(target=want_all_the_time).start()
-    while rows < 4 * LOG_PAGES * PAGE_BYTES // ROW_BYTES:
-        add_rows(store, 500)
-        rows += 500
-        most_bytes = max(most_bytes, os.path.getsize(f"{store.path}-wal"))
-    ended.set()
+        threading.Thread(target=want_all_the_time, daemon=True).start()
+    try:
+        while rows < 4 * LOG_PAGES * PAGE_BYTES // ROW_BYTES:
+            add_rows(store, 500)
+            rows += 500
+            most_bytes = max(most_bytes, os.path.getsize(f"{store.path}-wal"))
+    finally:
+        ended.set()
     # The part that is written while a copy is under way comes on top.
     assert LOG_PAGES * PAGE_BYTES < most_bytes < 2 * LOG_PAGES * PAGE_BYTES
     assert store.one("SELECT count(*) FROM some")[0] == rows
