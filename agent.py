@@ -21,45 +21,45 @@ here, `there` where in the module: that maps a traceback back.
     2159     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
     2339     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
     2572     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2894     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
-    3105     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    3314     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    3455     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3710     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3790     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    4174     11  medialib/http_shares.py: What all connections share: bytes, the memory of parsed JSON, places for endless answers.
-    4264     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
-    4605     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4981     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    5098     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    5234     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
-    5385     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
-    5476     10  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5782      8  medialib/cache_feed.py: Rows on their way from the scan to the host: just stored, so that nobody need read them again.
-    5829     20  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    6187     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    6501     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6853     11  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6918     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    7061     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    7384     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    7508     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    7616     13  medialib/scan_moves.py: Where the content of a file that is new at its path was known before: a move, or a hard link.
-    7697     15  medialib/scan_seal.py: A folder's seal: what its files looked like when all of them were as the index says.
-    7745     39  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    8116     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    8424     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    8634     13  medialib/host_copy.py: What the host holds of a root, beside what this agent knows of it: comparing and taking over.
-    8755     20  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    9066     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    9260     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    9640     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
-    9670     15  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
-    9732     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
-    9797     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
-   10022     46  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
+    2899     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
+    3110     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    3319     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3460     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3715     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3795     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    4179     11  medialib/http_shares.py: What all connections share: bytes, the memory of parsed JSON, places for endless answers.
+    4269     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
+    4610     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4986     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    5103     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    5239     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
+    5390     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
+    5481     10  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5787      8  medialib/cache_feed.py: Rows on their way from the scan to the host: just stored, so that nobody need read them again.
+    5834     20  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    6192     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    6506     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6858     11  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6923     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    7066     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    7389     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    7513     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    7621     13  medialib/scan_moves.py: Where the content of a file that is new at its path was known before: a move, or a hard link.
+    7702     15  medialib/scan_seal.py: A folder's seal: what its files looked like when all of them were as the index says.
+    7750     39  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    8121     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    8429     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    8639     13  medialib/host_copy.py: What the host holds of a root, beside what this agent knows of it: comparing and taking over.
+    8760     20  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    9071     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    9265     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    9645     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
+    9675     15  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
+    9737     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
+    9802     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
+   10027     46  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
 """
-# sha256 of all below this line: 51351983cc842e938d4580748b280ac73836eb6efad6d9676d231d7c0a72d912
+# sha256 of all below this line: 9c14548dbf2a41af95c84f5935f866294870202892b85e581ad5b933c8755d5a
 
 from __future__ import annotations
 
@@ -2572,7 +2572,6 @@ def _without_details(part: dict) -> dict:
 BUSY_TIMEOUT_S = 30.0
 WAL_LIMIT_BYTES = 64 << 20
 LOG_PAGES = 8000  # how long the log gets before it begins anew
-CHECKPOINT_ROWS = 3000  # changed since the last one
 SQLITE_HEADER = b"SQLite format 3\0"
 
 DAMAGE_WORDS = ("malformed", "not a database", "file is encrypted", "disk image")
@@ -2602,13 +2601,15 @@ class Checkpoints:
     """Copies the log into the database on a thread of its own. Whoever writes would wait each time
     until the disk has both.
 
-    The writer still does so by itself when the log is LOG_PAGES long: it finds little to copy, and
-    only it can let the log begin anew. It is also the one who reports what is wrong with a disk.
+    The writer still does so by itself when the log is `log_pages` long: it finds little to copy,
+    and only it can let the log begin anew. It is also the one who reports what is wrong with a
+    disk.
     """
 
-    def __init__(self, path: str, synchronous: str):
+    def __init__(self, path: str, synchronous: str, log_pages: int):
         self._path = path
         self._synchronous = synchronous
+        self._log_pages = log_pages
         self._due = threading.Event()
         self._stopping = False
         self._writers_turn = False
@@ -2642,7 +2643,7 @@ class Checkpoints:
                         return
                     if not self._writers_turn:  # the writer cannot copy while this thread does
                         done = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-                        self._writers_turn = done[1] >= LOG_PAGES  # the pages in the log
+                        self._writers_turn = done[1] >= self._log_pages  # those in the log
         except sqlite3.Error as error:
             log.debug("%s: no more checkpoints beside the writer: %s", self._path, error)
 
@@ -2652,13 +2653,16 @@ class StoreConnection:
 
     `lock` guards the connection: whoever holds it may read or write, and holds it shortly.
     `path` "" is a private temporary database that SQLite removes by itself.
+    `log_pages`: a page that changes often is copied back once for all changes that the log holds.
     """
 
-    def __init__(self, path: str, *, synchronous: str = "FULL", cache_kib: int = 8192):
+    def __init__(self, path: str, *, synchronous: str = "FULL", cache_kib: int = 8192,
+                 log_pages: int = LOG_PAGES):
         self.path = path
         self.lock = threading.RLock()
         self._depth = 0
-        self._checkpoints = Checkpoints(path, synchronous)
+        self._checkpoints = Checkpoints(path, synchronous, log_pages)
+        self._checkpoint_changes = log_pages // 2  # a row changes a page, or little more
         self._copied_changes = 0  # the connection's total_changes at the last checkpoint
         if path:
             keep_private(path)
@@ -2667,18 +2671,18 @@ class StoreConnection:
                 path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False,
                 cached_statements=256,
             )
-            self._set_pragmas(synchronous, cache_kib)
+            self._set_pragmas(synchronous, cache_kib, log_pages)
             self.db.execute("SELECT count(*) FROM sqlite_master").fetchone()
         except sqlite3.Error as error:
             raise explain_sqlite_error(error, path) from error
 
-    def _set_pragmas(self, synchronous: str, cache_kib: int) -> None:
+    def _set_pragmas(self, synchronous: str, cache_kib: int, log_pages: int) -> None:
         self.db.execute("PRAGMA journal_mode=WAL")
         # WAL with NORMAL loses every commit since the last checkpoint in a power cut.
         self.db.execute(f"PRAGMA synchronous={synchronous}")
         self.db.execute(f"PRAGMA cache_size=-{cache_kib}")
         self.db.execute(f"PRAGMA journal_size_limit={WAL_LIMIT_BYTES}")
-        self.db.execute(f"PRAGMA wal_autocheckpoint={LOG_PAGES}")
+        self.db.execute(f"PRAGMA wal_autocheckpoint={log_pages}")
         self.db.execute("PRAGMA temp_store=FILE")
 
     @contextlib.contextmanager
@@ -2708,7 +2712,8 @@ class StoreConnection:
                 raise
             finally:
                 self._depth = 0
-            if self.path and self.db.total_changes - self._copied_changes >= CHECKPOINT_ROWS:
+            changes = self.db.total_changes - self._copied_changes
+            if self.path and changes >= self._checkpoint_changes:
                 self._copied_changes = self.db.total_changes
                 self._checkpoints.want()
 

@@ -21,94 +21,94 @@ here, `there` where in the module: that maps a traceback back.
     2215     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
     2395     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
     2628     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2950     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
-    3161     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    3370     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    3511     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3766     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3846     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    4230     11  medialib/http_shares.py: What all connections share: bytes, the memory of parsed JSON, places for endless answers.
-    4320     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
-    4661     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    5037     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    5154     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    5290     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
-    5441     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
-    5532     10  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5838      8  medialib/cache_feed.py: Rows on their way from the scan to the host: just stored, so that nobody need read them again.
-    5885     20  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    6243     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    6557     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6909     11  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6974     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    7117     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    7440     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    7564     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    7672     13  medialib/scan_moves.py: Where the content of a file that is new at its path was known before: a move, or a hard link.
-    7753     15  medialib/scan_seal.py: A folder's seal: what its files looked like when all of them were as the index says.
-    7801     39  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    8172     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    8480     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    8690     13  medialib/host_copy.py: What the host holds of a root, beside what this agent knows of it: comparing and taking over.
-    8811     20  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    9122     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    9316     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    9696     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
-    9726     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
-    9988     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
-   10169     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
-   10498     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
-   10672     14  medialib/catalog_facts.py: What is known of a file beside its stamps: hashes, ffprobe's answer, what could not be done; and
-   10772     25  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
-   11114     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
-   11358     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
-   11497     14  medialib/catalog_word_sql.py: What SQLite itself can tell of a search: conditions that every match fulfils.
-   11595     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
-   11649     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
-   11749     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
-   11861     11  medialib/catalog_show.py: Files as the API shows them.
-   11908     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
-   12153     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
-   12221     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
-   12320     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
-   12585     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
-   12738     22  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
-   12933     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
-   13062     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
-   13422     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
-   13491     25  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
-   13787     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
-   13890     13  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
-   13932     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
-   14089     10  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
-   14317      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
-   14354     10  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
-   14468     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
-   14592     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
-   14767     10  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
-   14798     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
-   15057     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   15300     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   15341     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   15558     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
-   15789     15  medialib/ingest_outline.py: The outline of what agents send: who speaks, of which root, how much; all but the records.
-   15912      9  medialib/ingest_order.py: Batches of one agent that are under way together: each is applied behind the one before it.
-   15967     45  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   16284     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   16415      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   16456      1  medialib/web/: The files of the web UI.
-   20732     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   20831     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   20902     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   21076     14  medialib/server_turns.py: Lists of the catalogue are made a few at a time, however many ask at once.
-   21102     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   21190     18  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   21337      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   21418      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   21461     47  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   21772     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+    2955     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
+    3166     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    3375     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3516     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3771     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3851     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    4235     11  medialib/http_shares.py: What all connections share: bytes, the memory of parsed JSON, places for endless answers.
+    4325     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
+    4666     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    5042     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    5159     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    5295     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
+    5446     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
+    5537     10  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5843      8  medialib/cache_feed.py: Rows on their way from the scan to the host: just stored, so that nobody need read them again.
+    5890     20  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    6248     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    6562     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6914     11  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6979     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    7122     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    7445     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    7569     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    7677     13  medialib/scan_moves.py: Where the content of a file that is new at its path was known before: a move, or a hard link.
+    7758     15  medialib/scan_seal.py: A folder's seal: what its files looked like when all of them were as the index says.
+    7806     39  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    8177     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    8485     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    8695     13  medialib/host_copy.py: What the host holds of a root, beside what this agent knows of it: comparing and taking over.
+    8816     20  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    9127     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    9321     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    9701     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
+    9731     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
+    9993     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
+   10174     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
+   10503     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
+   10677     14  medialib/catalog_facts.py: What is known of a file beside its stamps: hashes, ffprobe's answer, what could not be done; and
+   10777     25  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
+   11119     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
+   11363     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
+   11502     14  medialib/catalog_word_sql.py: What SQLite itself can tell of a search: conditions that every match fulfils.
+   11600     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
+   11654     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
+   11754     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
+   11866     11  medialib/catalog_show.py: Files as the API shows them.
+   11913     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
+   12158     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
+   12226     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
+   12325     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
+   12590     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
+   12743     22  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
+   12938     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
+   13067     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
+   13427     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
+   13496     25  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
+   13792     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
+   13895     13  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
+   13937     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
+   14094     10  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
+   14322      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
+   14359     10  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
+   14473     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
+   14597     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
+   14772     10  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
+   14803     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
+   15062     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   15305     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   15346     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   15563     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   15794     15  medialib/ingest_outline.py: The outline of what agents send: who speaks, of which root, how much; all but the records.
+   15917      9  medialib/ingest_order.py: Batches of one agent that are under way together: each is applied behind the one before it.
+   15972     45  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   16289     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   16420      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   16461      1  medialib/web/: The files of the web UI.
+   20737     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   20836     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   20907     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   21081     14  medialib/server_turns.py: Lists of the catalogue are made a few at a time, however many ask at once.
+   21107     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   21195     18  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   21342      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   21423      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   21466     47  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   21777     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: 45b136572cf8d4fbc5f5f3656855ad48be265c6bc22c47bd6872d356ae6a58cb
+# sha256 of all below this line: 5baf6a1dd17e8f11b8d83a5fab0cc36a98a0f56d23fc798de93f0dee3b23c13f
 
 from __future__ import annotations
 
@@ -2628,7 +2628,6 @@ def _without_details(part: dict) -> dict:
 BUSY_TIMEOUT_S = 30.0
 WAL_LIMIT_BYTES = 64 << 20
 LOG_PAGES = 8000  # how long the log gets before it begins anew
-CHECKPOINT_ROWS = 3000  # changed since the last one
 SQLITE_HEADER = b"SQLite format 3\0"
 
 DAMAGE_WORDS = ("malformed", "not a database", "file is encrypted", "disk image")
@@ -2658,13 +2657,15 @@ class Checkpoints:
     """Copies the log into the database on a thread of its own. Whoever writes would wait each time
     until the disk has both.
 
-    The writer still does so by itself when the log is LOG_PAGES long: it finds little to copy, and
-    only it can let the log begin anew. It is also the one who reports what is wrong with a disk.
+    The writer still does so by itself when the log is `log_pages` long: it finds little to copy,
+    and only it can let the log begin anew. It is also the one who reports what is wrong with a
+    disk.
     """
 
-    def __init__(self, path: str, synchronous: str):
+    def __init__(self, path: str, synchronous: str, log_pages: int):
         self._path = path
         self._synchronous = synchronous
+        self._log_pages = log_pages
         self._due = threading.Event()
         self._stopping = False
         self._writers_turn = False
@@ -2698,7 +2699,7 @@ class Checkpoints:
                         return
                     if not self._writers_turn:  # the writer cannot copy while this thread does
                         done = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-                        self._writers_turn = done[1] >= LOG_PAGES  # the pages in the log
+                        self._writers_turn = done[1] >= self._log_pages  # those in the log
         except sqlite3.Error as error:
             log.debug("%s: no more checkpoints beside the writer: %s", self._path, error)
 
@@ -2708,13 +2709,16 @@ class StoreConnection:
 
     `lock` guards the connection: whoever holds it may read or write, and holds it shortly.
     `path` "" is a private temporary database that SQLite removes by itself.
+    `log_pages`: a page that changes often is copied back once for all changes that the log holds.
     """
 
-    def __init__(self, path: str, *, synchronous: str = "FULL", cache_kib: int = 8192):
+    def __init__(self, path: str, *, synchronous: str = "FULL", cache_kib: int = 8192,
+                 log_pages: int = LOG_PAGES):
         self.path = path
         self.lock = threading.RLock()
         self._depth = 0
-        self._checkpoints = Checkpoints(path, synchronous)
+        self._checkpoints = Checkpoints(path, synchronous, log_pages)
+        self._checkpoint_changes = log_pages // 2  # a row changes a page, or little more
         self._copied_changes = 0  # the connection's total_changes at the last checkpoint
         if path:
             keep_private(path)
@@ -2723,18 +2727,18 @@ class StoreConnection:
                 path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False,
                 cached_statements=256,
             )
-            self._set_pragmas(synchronous, cache_kib)
+            self._set_pragmas(synchronous, cache_kib, log_pages)
             self.db.execute("SELECT count(*) FROM sqlite_master").fetchone()
         except sqlite3.Error as error:
             raise explain_sqlite_error(error, path) from error
 
-    def _set_pragmas(self, synchronous: str, cache_kib: int) -> None:
+    def _set_pragmas(self, synchronous: str, cache_kib: int, log_pages: int) -> None:
         self.db.execute("PRAGMA journal_mode=WAL")
         # WAL with NORMAL loses every commit since the last checkpoint in a power cut.
         self.db.execute(f"PRAGMA synchronous={synchronous}")
         self.db.execute(f"PRAGMA cache_size=-{cache_kib}")
         self.db.execute(f"PRAGMA journal_size_limit={WAL_LIMIT_BYTES}")
-        self.db.execute(f"PRAGMA wal_autocheckpoint={LOG_PAGES}")
+        self.db.execute(f"PRAGMA wal_autocheckpoint={log_pages}")
         self.db.execute("PRAGMA temp_store=FILE")
 
     @contextlib.contextmanager
@@ -2764,7 +2768,8 @@ class StoreConnection:
                 raise
             finally:
                 self._depth = 0
-            if self.path and self.db.total_changes - self._copied_changes >= CHECKPOINT_ROWS:
+            changes = self.db.total_changes - self._copied_changes
+            if self.path and changes >= self._checkpoint_changes:
                 self._copied_changes = self.db.total_changes
                 self._checkpoints.want()
 
@@ -12379,7 +12384,7 @@ class Catalog:
         if aside is not None:
             log.warning("%s is a copy, and the log beside it belongs to what was there before: it"
                         " is kept as %s", self.path, aside)
-        store = StoreConnection(self.path, cache_kib=24576)
+        store = StoreConnection(self.path, cache_kib=24576, log_pages=30_000)
         try:
             checked = check_database_head(store)
             migrate(store, CATALOG_MIGRATIONS, before_upgrade=keep_copy)

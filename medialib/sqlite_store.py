@@ -22,7 +22,6 @@ from .base import DamagedStoreError, NewerStoreError, StoreError, log
 BUSY_TIMEOUT_S = 30.0
 WAL_LIMIT_BYTES = 64 << 20
 LOG_PAGES = 8000  # how long the log gets before it begins anew
-CHECKPOINT_ROWS = 3000  # changed since the last one
 SQLITE_HEADER = b"SQLite format 3\0"
 
 DAMAGE_WORDS = ("malformed", "not a database", "file is encrypted", "disk image")
@@ -52,13 +51,15 @@ class Checkpoints:
     """Copies the log into the database on a thread of its own. Whoever writes would wait each time
     until the disk has both.
 
-    The writer still does so by itself when the log is LOG_PAGES long: it finds little to copy, and
-    only it can let the log begin anew. It is also the one who reports what is wrong with a disk.
+    The writer still does so by itself when the log is `log_pages` long: it finds little to copy,
+    and only it can let the log begin anew. It is also the one who reports what is wrong with a
+    disk.
     """
 
-    def __init__(self, path: str, synchronous: str):
+    def __init__(self, path: str, synchronous: str, log_pages: int):
         self._path = path
         self._synchronous = synchronous
+        self._log_pages = log_pages
         self._due = threading.Event()
         self._stopping = False
         self._writers_turn = False
@@ -92,7 +93,7 @@ class Checkpoints:
                         return
                     if not self._writers_turn:  # the writer cannot copy while this thread does
                         done = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-                        self._writers_turn = done[1] >= LOG_PAGES  # the pages in the log
+                        self._writers_turn = done[1] >= self._log_pages  # those in the log
         except sqlite3.Error as error:
             log.debug("%s: no more checkpoints beside the writer: %s", self._path, error)
 
@@ -102,13 +103,16 @@ class StoreConnection:
 
     `lock` guards the connection: whoever holds it may read or write, and holds it shortly.
     `path` "" is a private temporary database that SQLite removes by itself.
+    `log_pages`: a page that changes often is copied back once for all changes that the log holds.
     """
 
-    def __init__(self, path: str, *, synchronous: str = "FULL", cache_kib: int = 8192):
+    def __init__(self, path: str, *, synchronous: str = "FULL", cache_kib: int = 8192,
+                 log_pages: int = LOG_PAGES):
         self.path = path
         self.lock = threading.RLock()
         self._depth = 0
-        self._checkpoints = Checkpoints(path, synchronous)
+        self._checkpoints = Checkpoints(path, synchronous, log_pages)
+        self._checkpoint_changes = log_pages // 2  # a row changes a page, or little more
         self._copied_changes = 0  # the connection's total_changes at the last checkpoint
         if path:
             keep_private(path)
@@ -117,18 +121,18 @@ class StoreConnection:
                 path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False,
                 cached_statements=256,
             )
-            self._set_pragmas(synchronous, cache_kib)
+            self._set_pragmas(synchronous, cache_kib, log_pages)
             self.db.execute("SELECT count(*) FROM sqlite_master").fetchone()
         except sqlite3.Error as error:
             raise explain_sqlite_error(error, path) from error
 
-    def _set_pragmas(self, synchronous: str, cache_kib: int) -> None:
+    def _set_pragmas(self, synchronous: str, cache_kib: int, log_pages: int) -> None:
         self.db.execute("PRAGMA journal_mode=WAL")
         # WAL with NORMAL loses every commit since the last checkpoint in a power cut.
         self.db.execute(f"PRAGMA synchronous={synchronous}")
         self.db.execute(f"PRAGMA cache_size=-{cache_kib}")
         self.db.execute(f"PRAGMA journal_size_limit={WAL_LIMIT_BYTES}")
-        self.db.execute(f"PRAGMA wal_autocheckpoint={LOG_PAGES}")
+        self.db.execute(f"PRAGMA wal_autocheckpoint={log_pages}")
         self.db.execute("PRAGMA temp_store=FILE")
 
     @contextlib.contextmanager
@@ -158,7 +162,8 @@ class StoreConnection:
                 raise
             finally:
                 self._depth = 0
-            if self.path and self.db.total_changes - self._copied_changes >= CHECKPOINT_ROWS:
+            changes = self.db.total_changes - self._copied_changes
+            if self.path and changes >= self._checkpoint_changes:
                 self._copied_changes = self.db.total_changes
                 self._checkpoints.want()
 

@@ -7,10 +7,11 @@ import threading
 
 import pytest
 
-from medialib.sqlite_store import CHECKPOINT_ROWS, LOG_PAGES, StoreConnection, open_reader
+from medialib.sqlite_store import LOG_PAGES, StoreConnection, open_reader
 from tests.support import wait_until
 
 PAGE_BYTES = 4096
+CHECKPOINT_ROWS = LOG_PAGES // 2
 ROW_BYTES = 1000
 
 
