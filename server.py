@@ -85,30 +85,30 @@ here, `there` where in the module: that maps a traceback back.
    14359     10  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
    14473     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
    14597     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
-   14772     10  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
-   14803     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
-   15062     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   15305     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   15346     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   15563     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
-   15794     15  medialib/ingest_outline.py: The outline of what agents send: who speaks, of which root, how much; all but the records.
-   15917      9  medialib/ingest_order.py: Batches of one agent that are under way together: each is applied behind the one before it.
-   15972     45  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   16289     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   16420      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   16461      1  medialib/web/: The files of the web UI.
-   20737     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   20836     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   20907     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   21081     14  medialib/server_turns.py: Lists of the catalogue are made a few at a time, however many ask at once.
-   21107     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   21195     18  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   21342      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   21423      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   21466     47  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   21777     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+   14772     11  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
+   14807     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
+   15065     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   15308     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   15349     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   15566     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   15797     15  medialib/ingest_outline.py: The outline of what agents send: who speaks, of which root, how much; all but the records.
+   15920      9  medialib/ingest_order.py: Batches of one agent that are under way together: each is applied behind the one before it.
+   15975     45  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   16292     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   16423      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   16464      1  medialib/web/: The files of the web UI.
+   20740     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   20839     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   20910     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   21084     14  medialib/server_turns.py: Lists of the catalogue are made a few at a time, however many ask at once.
+   21110     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   21198     18  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   21345      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   21426      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   21469     47  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   21780     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: 5baf6a1dd17e8f11b8d83a5fab0cc36a98a0f56d23fc798de93f0dee3b23c13f
+# sha256 of all below this line: 825ac30a66d48fbcfff38f2e79223e8efccd5e75cb2884dc93be3b31fc19a64e
 
 from __future__ import annotations
 
@@ -14765,11 +14765,12 @@ class SectionWalk:
 
 
 # =================================================================================================
-# medialib/catalog_sample.py, from its line 10
+# medialib/catalog_sample.py, from its line 11
 # Looking at some files from all over the catalogue, where looking at all would take too long.
 # =================================================================================================
 
 SAMPLE_BLOCK = 100  # file numbers; those of one folder lie close together
+BLOCKS_AT_ONCE = 20  # by one statement: beside a busy thread each waits for its turn several times
 
 
 def spread_out(count: int):
@@ -14782,17 +14783,20 @@ def spread_out(count: int):
 
 
 def sampled_rows(pages, filter_: FileFilter, columns: str, meta: bool):
-    """(which part of all files has been looked at, the rows of it that match as
-    `pages.matching` yields them), block by block, until there is none left.
+    """(how many blocks have been looked at, which part of all files that is, the rows of the latest
+    that match as `pages.matching` yields them), some blocks at a time, until there is none left.
     """
     last = pages.db.execute("SELECT value FROM counter WHERE name = 'file'").fetchone()[0]
     blocks = -(-last // SAMPLE_BLOCK)
-    # By number, whatever index the filter would have: each would be read through for every block.
-    source = [("file f NOT INDEXED CROSS JOIN folder d ON d.id = f.folder", ())]
-    for seen, block in enumerate(spread_out(blocks), 1):
-        inside = narrowed(filter_, f"f.id > {block * SAMPLE_BLOCK}"
-                                   f" AND f.id <= {(block + 1) * SAMPLE_BLOCK}")
-        yield seen / blocks, pages.matching(inside, source, columns, meta)
+    inside = narrowed(filter_, f"f.id > block.column1 AND f.id <= block.column1 + {SAMPLE_BLOCK}")
+    order, seen = spread_out(blocks), 0
+    while seen < blocks:
+        starts = [number * SAMPLE_BLOCK for number in itertools.islice(order, BLOCKS_AT_ONCE)]
+        seen += len(starts)
+        # By number, whatever index the filter would have: each would be read through for each block
+        source = (f"(VALUES {', '.join(['(?)'] * len(starts))}) block"
+                  " CROSS JOIN file f NOT INDEXED CROSS JOIN folder d ON d.id = f.folder")
+        yield seen, seen / blocks, pages.matching(inside, [(source, starts)], columns, meta)
 
 
 # =================================================================================================
@@ -14890,8 +14894,7 @@ class FarPlace:
         for filter_ in (self.filter, FileFilter(dict(self.pages.reader.roots))):
             found: list = []
             meta = filter_.needs_meta or key.meta
-            for blocks, (_, rows) in enumerate(
-                    sampled_rows(self.pages, filter_, key.column, meta), 1):
+            for blocks, _, rows in sampled_rows(self.pages, filter_, key.column, meta):
                 found += [(key.key_of(row[0]), row[1], row[0]) for row in rows
                           if row[0] is not None]
                 if blocks >= SAMPLE_BLOCKS:
@@ -15487,7 +15490,7 @@ class FacetCounts:
     def _look_around(self, filter_: FileFilter, told: str, meta: bool, counts: FacetSums) -> float:
         """How many times as many files the catalogue has as were looked at."""
         end_at = time.monotonic() + self.patience_s
-        for blocks, (part, rows) in enumerate(sampled_rows(self.pages, filter_, told, meta), 1):
+        for blocks, part, rows in sampled_rows(self.pages, filter_, told, meta):
             for row in rows:
                 counts.add(row)
             if part < 1 and blocks >= LEAST_BLOCKS and time.monotonic() > end_at:

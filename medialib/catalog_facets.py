@@ -172,7 +172,7 @@ class FacetCounts:
     def _look_around(self, filter_: FileFilter, told: str, meta: bool, counts: FacetSums) -> float:
         """How many times as many files the catalogue has as were looked at."""
         end_at = time.monotonic() + self.patience_s
-        for blocks, (part, rows) in enumerate(sampled_rows(self.pages, filter_, told, meta), 1):
+        for blocks, part, rows in sampled_rows(self.pages, filter_, told, meta):
             for row in rows:
                 counts.add(row)
             if part < 1 and blocks >= LEAST_BLOCKS and time.monotonic() > end_at:

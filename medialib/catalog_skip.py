@@ -109,8 +109,7 @@ class FarPlace:
         for filter_ in (self.filter, FileFilter(dict(self.pages.reader.roots))):
             found: list = []
             meta = filter_.needs_meta or key.meta
-            for blocks, (_, rows) in enumerate(
-                    sampled_rows(self.pages, filter_, key.column, meta), 1):
+            for blocks, _, rows in sampled_rows(self.pages, filter_, key.column, meta):
                 found += [(key.key_of(row[0]), row[1], row[0]) for row in rows
                           if row[0] is not None]
                 if blocks >= SAMPLE_BLOCKS:
