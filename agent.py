@@ -10,56 +10,56 @@ here, `there` where in the module: that maps a traceback back.
      176     13  medialib/late.py: Modules of the standard library that are slow to import and that many runs do not need.
      219     13  medialib/launch.py: Running a program that is one large file without the syntax tree of that file.
      250     11  medialib/allocator.py: How memory is kept and given back, for programs that run for a long time.
-     292     24  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
-     578     19  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
-     937     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
-    1177     11  medialib/walk_names.py: The names in one huge folder, in less than half of the memory of a list of them.
-    1248     17  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
-    1602     19  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
-    1918     25  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
-    2123     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
-    2159     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
-    2339     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
-    2572     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2899     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
-    3110     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    3319     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    3460     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3715     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3795     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    4179     11  medialib/http_shares.py: What all connections share: bytes, the memory of parsed JSON, places for endless answers.
-    4269     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
-    4610     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4986     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    5103     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    5239     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
-    5390     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
-    5481     10  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5787      8  medialib/cache_feed.py: Rows on their way from the scan to the host: just stored, so that nobody need read them again.
-    5834     20  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    6192     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    6506     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6858     11  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6923     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    7066     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    7389     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    7513     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    7621     13  medialib/scan_moves.py: Where the content of a file that is new at its path was known before: a move, or a hard link.
-    7702     15  medialib/scan_seal.py: A folder's seal: what its files looked like when all of them were as the index says.
-    7750     39  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    8121     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    8429     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    8639     13  medialib/host_copy.py: What the host holds of a root, beside what this agent knows of it: comparing and taking over.
-    8760     20  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    9071     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    9265     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    9645     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
-    9675     15  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
-    9737     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
-    9802     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
-   10027     46  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
+     297     24  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
+     583     19  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
+     942     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
+    1182     11  medialib/walk_names.py: The names in one huge folder, in less than half of the memory of a list of them.
+    1253     17  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
+    1607     19  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
+    1923     25  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
+    2128     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
+    2164     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
+    2344     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
+    2577     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
+    2904     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
+    3115     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    3324     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3465     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3720     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3800     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    4184     11  medialib/http_shares.py: What all connections share: bytes, the memory of parsed JSON, places for endless answers.
+    4274     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
+    4615     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    4991     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    5108     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    5244     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
+    5395     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
+    5486     10  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5792      8  medialib/cache_feed.py: Rows on their way from the scan to the host: just stored, so that nobody need read them again.
+    5839     20  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    6197     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    6511     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6863     11  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6928     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    7071     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    7394     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    7518     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    7626     13  medialib/scan_moves.py: Where the content of a file that is new at its path was known before: a move, or a hard link.
+    7707     15  medialib/scan_seal.py: A folder's seal: what its files looked like when all of them were as the index says.
+    7755     39  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    8126     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    8434     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    8644     13  medialib/host_copy.py: What the host holds of a root, beside what this agent knows of it: comparing and taking over.
+    8765     20  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    9076     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    9270     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    9650     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
+    9680     15  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
+    9742     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
+    9807     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
+   10032     46  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
 """
-# sha256 of all below this line: 9c14548dbf2a41af95c84f5935f866294870202892b85e581ad5b933c8755d5a
+# sha256 of all below this line: 4cc5b69b1b2bae7f401de5b005e8b66e4eb4abfc21405cca8c9d8faa1efdbede
 
 from __future__ import annotations
 
@@ -249,7 +249,11 @@ def _run(main, *_unhandled) -> None:
 
 M_TRIM_THRESHOLD = -1  # of glibc's <malloc.h>
 M_MMAP_THRESHOLD = -3
+M_ARENA_MAX = -8
 LARGE_BLOCK_BYTES = 4 << 20
+# Heaps for all threads together. glibc would give each thread one of its own, and each keeps what
+# its thread freed; Python's lock lets few of them allocate at once.
+ARENAS = 2
 # A batch makes some thousands of objects, which no cycle holds: Python, left to itself, would look
 # for cycles after every 700 of them, a twelfth of the host's work and a twentieth of the agent's.
 OBJECTS_PER_COLLECTION = 20_000
@@ -267,13 +271,14 @@ def give_large_blocks_back() -> None:
 
 
 def settle_memory() -> None:
-    """Call it when the program is loaded: what was needed for that alone goes back to the system,
-    and what is there now stays, so that the garbage collector need not look through it again. It
-    looks through what comes later less often than Python has it.
+    """Call it when the program is loaded, before its threads are many: what was needed for that
+    alone goes back to the system, and what is there now stays, so that the garbage collector need
+    not look through it again. It looks through what comes later less often than Python has it.
     """
     gc.collect()
     gc.freeze()
     gc.set_threshold(OBJECTS_PER_COLLECTION)
+    call_c_library("mallopt", M_ARENA_MAX, ARENAS)
     call_c_library("malloc_trim", 0)
 
 

@@ -10,105 +10,105 @@ here, `there` where in the module: that maps a traceback back.
      232     13  medialib/late.py: Modules of the standard library that are slow to import and that many runs do not need.
      275     13  medialib/launch.py: Running a program that is one large file without the syntax tree of that file.
      306     11  medialib/allocator.py: How memory is kept and given back, for programs that run for a long time.
-     348     24  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
-     634     19  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
-     993     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
-    1233     11  medialib/walk_names.py: The names in one huge folder, in less than half of the memory of a list of them.
-    1304     17  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
-    1658     19  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
-    1974     25  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
-    2179     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
-    2215     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
-    2395     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
-    2628     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2955     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
-    3166     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    3375     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    3516     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3771     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3851     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    4235     11  medialib/http_shares.py: What all connections share: bytes, the memory of parsed JSON, places for endless answers.
-    4325     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
-    4666     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    5042     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    5159     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    5295     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
-    5446     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
-    5537     10  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5843      8  medialib/cache_feed.py: Rows on their way from the scan to the host: just stored, so that nobody need read them again.
-    5890     20  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    6248     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    6562     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6914     11  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6979     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    7122     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    7445     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    7569     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    7677     13  medialib/scan_moves.py: Where the content of a file that is new at its path was known before: a move, or a hard link.
-    7758     15  medialib/scan_seal.py: A folder's seal: what its files looked like when all of them were as the index says.
-    7806     39  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    8177     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    8485     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    8695     13  medialib/host_copy.py: What the host holds of a root, beside what this agent knows of it: comparing and taking over.
-    8816     20  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    9127     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    9321     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    9701     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
-    9731     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
-    9993     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
-   10174     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
-   10503     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
-   10677     14  medialib/catalog_facts.py: What is known of a file beside its stamps: hashes, ffprobe's answer, what could not be done; and
-   10777     25  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
-   11119     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
-   11363     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
-   11502     14  medialib/catalog_word_sql.py: What SQLite itself can tell of a search: conditions that every match fulfils.
-   11600     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
-   11654     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
-   11754     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
-   11866     11  medialib/catalog_show.py: Files as the API shows them.
-   11913     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
-   12158     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
-   12226     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
-   12325     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
-   12590     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
-   12743     22  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
-   12938     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
-   13067     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
-   13427     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
-   13496     25  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
-   13792     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
-   13895     13  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
-   13937     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
-   14094     10  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
-   14322      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
-   14359     10  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
-   14473     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
-   14597     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
-   14772     11  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
-   14807     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
-   15065     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   15308     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   15349     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   15566     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
-   15797     15  medialib/ingest_outline.py: The outline of what agents send: who speaks, of which root, how much; all but the records.
-   15920      9  medialib/ingest_order.py: Batches of one agent that are under way together: each is applied behind the one before it.
-   15975     45  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   16292     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   16423      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   16464      1  medialib/web/: The files of the web UI.
-   20740     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   20839     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   20910     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   21084     14  medialib/server_turns.py: Lists of the catalogue are made a few at a time, however many ask at once.
-   21110     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   21198     18  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   21345      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   21426      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   21469     47  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   21780     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+     353     24  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
+     639     19  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
+     998     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
+    1238     11  medialib/walk_names.py: The names in one huge folder, in less than half of the memory of a list of them.
+    1309     17  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
+    1663     19  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
+    1979     25  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
+    2184     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
+    2220     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
+    2400     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
+    2633     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
+    2960     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
+    3171     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    3380     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3521     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3776     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3856     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    4240     11  medialib/http_shares.py: What all connections share: bytes, the memory of parsed JSON, places for endless answers.
+    4330     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
+    4671     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    5047     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    5164     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    5300     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
+    5451     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
+    5542     10  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5848      8  medialib/cache_feed.py: Rows on their way from the scan to the host: just stored, so that nobody need read them again.
+    5895     20  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    6253     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    6567     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6919     11  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6984     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    7127     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    7450     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    7574     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    7682     13  medialib/scan_moves.py: Where the content of a file that is new at its path was known before: a move, or a hard link.
+    7763     15  medialib/scan_seal.py: A folder's seal: what its files looked like when all of them were as the index says.
+    7811     39  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    8182     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    8490     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    8700     13  medialib/host_copy.py: What the host holds of a root, beside what this agent knows of it: comparing and taking over.
+    8821     20  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    9132     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    9326     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    9706     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
+    9736     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
+    9998     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
+   10179     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
+   10508     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
+   10682     14  medialib/catalog_facts.py: What is known of a file beside its stamps: hashes, ffprobe's answer, what could not be done; and
+   10782     25  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
+   11124     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
+   11368     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
+   11507     14  medialib/catalog_word_sql.py: What SQLite itself can tell of a search: conditions that every match fulfils.
+   11605     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
+   11659     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
+   11759     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
+   11871     11  medialib/catalog_show.py: Files as the API shows them.
+   11918     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
+   12163     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
+   12231     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
+   12330     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
+   12595     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
+   12748     22  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
+   12943     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
+   13072     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
+   13432     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
+   13501     25  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
+   13797     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
+   13900     13  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
+   13942     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
+   14099     10  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
+   14327      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
+   14364     10  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
+   14478     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
+   14602     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
+   14777     11  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
+   14812     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
+   15070     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   15313     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   15354     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   15571     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   15802     15  medialib/ingest_outline.py: The outline of what agents send: who speaks, of which root, how much; all but the records.
+   15925      9  medialib/ingest_order.py: Batches of one agent that are under way together: each is applied behind the one before it.
+   15980     45  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   16297     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   16428      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   16469      1  medialib/web/: The files of the web UI.
+   20745     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   20844     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   20915     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   21089     14  medialib/server_turns.py: Lists of the catalogue are made a few at a time, however many ask at once.
+   21115     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   21203     18  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   21350      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   21431      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   21474     47  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   21785     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: 825ac30a66d48fbcfff38f2e79223e8efccd5e75cb2884dc93be3b31fc19a64e
+# sha256 of all below this line: 5334fa16ec94fb337405dbca43b60817ada74fccfc996c64fb7f1aecf6b94707
 
 from __future__ import annotations
 
@@ -305,7 +305,11 @@ def _run(main, *_unhandled) -> None:
 
 M_TRIM_THRESHOLD = -1  # of glibc's <malloc.h>
 M_MMAP_THRESHOLD = -3
+M_ARENA_MAX = -8
 LARGE_BLOCK_BYTES = 4 << 20
+# Heaps for all threads together. glibc would give each thread one of its own, and each keeps what
+# its thread freed; Python's lock lets few of them allocate at once.
+ARENAS = 2
 # A batch makes some thousands of objects, which no cycle holds: Python, left to itself, would look
 # for cycles after every 700 of them, a twelfth of the host's work and a twentieth of the agent's.
 OBJECTS_PER_COLLECTION = 20_000
@@ -323,13 +327,14 @@ def give_large_blocks_back() -> None:
 
 
 def settle_memory() -> None:
-    """Call it when the program is loaded: what was needed for that alone goes back to the system,
-    and what is there now stays, so that the garbage collector need not look through it again. It
-    looks through what comes later less often than Python has it.
+    """Call it when the program is loaded, before its threads are many: what was needed for that
+    alone goes back to the system, and what is there now stays, so that the garbage collector need
+    not look through it again. It looks through what comes later less often than Python has it.
     """
     gc.collect()
     gc.freeze()
     gc.set_threshold(OBJECTS_PER_COLLECTION)
+    call_c_library("mallopt", M_ARENA_MAX, ARENAS)
     call_c_library("malloc_trim", 0)
 
 

@@ -10,7 +10,11 @@ from .late import ctypes
 
 M_TRIM_THRESHOLD = -1  # of glibc's <malloc.h>
 M_MMAP_THRESHOLD = -3
+M_ARENA_MAX = -8
 LARGE_BLOCK_BYTES = 4 << 20
+# Heaps for all threads together. glibc would give each thread one of its own, and each keeps what
+# its thread freed; Python's lock lets few of them allocate at once.
+ARENAS = 2
 # A batch makes some thousands of objects, which no cycle holds: Python, left to itself, would look
 # for cycles after every 700 of them, a twelfth of the host's work and a twentieth of the agent's.
 OBJECTS_PER_COLLECTION = 20_000
@@ -28,13 +32,14 @@ def give_large_blocks_back() -> None:
 
 
 def settle_memory() -> None:
-    """Call it when the program is loaded: what was needed for that alone goes back to the system,
-    and what is there now stays, so that the garbage collector need not look through it again. It
-    looks through what comes later less often than Python has it.
+    """Call it when the program is loaded, before its threads are many: what was needed for that
+    alone goes back to the system, and what is there now stays, so that the garbage collector need
+    not look through it again. It looks through what comes later less often than Python has it.
     """
     gc.collect()
     gc.freeze()
     gc.set_threshold(OBJECTS_PER_COLLECTION)
+    call_c_library("mallopt", M_ARENA_MAX, ARENAS)
     call_c_library("malloc_trim", 0)
 
 
