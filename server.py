@@ -93,22 +93,22 @@ here, `there` where in the module: that maps a traceback back.
    15571     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
    15802     15  medialib/ingest_outline.py: The outline of what agents send: who speaks, of which root, how much; all but the records.
    15925      9  medialib/ingest_order.py: Batches of one agent that are under way together: each is applied behind the one before it.
-   15980     45  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   16297     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   16428      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   16469      1  medialib/web/: The files of the web UI.
-   20745     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   20844     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   20915     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   21089     14  medialib/server_turns.py: Lists of the catalogue are made a few at a time, however many ask at once.
-   21115     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   21203     18  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   21350      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   21431      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   21474     47  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   21785     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+   15984     45  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   16301     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   16432      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   16473      1  medialib/web/: The files of the web UI.
+   20749     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   20848     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   20919     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   21093     14  medialib/server_turns.py: Lists of the catalogue are made a few at a time, however many ask at once.
+   21119     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   21207     18  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   21354      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   21435      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   21478     47  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   21789     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: 5334fa16ec94fb337405dbca43b60817ada74fccfc996c64fb7f1aecf6b94707
+# sha256 of all below this line: efccc1698691c051a8f41d21c831e50c65fc8b8aa6f9c6c30c0522953e1aae78
 
 from __future__ import annotations
 
@@ -15923,6 +15923,7 @@ def hello_roots(agent: dict) -> list | None:
 # =================================================================================================
 
 ORDER_PATIENCE_S = 1.0  # then what is missing is asked for
+ORDER_GRACE_S = 0.1  # for one that was sent before this one, and whose thread has not begun yet
 ORDER_AGENTS = 1000
 
 
@@ -15952,16 +15953,19 @@ class BatchOrder:
 
     def wait_for(self, agent_id: str, after_rev: int, last_rev, peer: str | None) -> None:
         """Return when everything up to `after_rev` is with the writer, or will hardly come: no
-        other batch of this peer is under way, or one took too long.
+        other batch of this peer is under way nor was just sent, or one took too long.
 
         last_rev() is how far the catalogue is with this agent.
         """
-        if self._queued.get(agent_id, 0) >= after_rev or last_rev() >= after_rev:
+        def is_queued() -> bool:
+            return self._queued.get(agent_id, 0) >= after_rev
+
+        if is_queued() or last_rev() >= after_rev:
             return
         with self._changed:
-            self._changed.wait_for(
-                lambda: self._queued.get(agent_id, 0) >= after_rev or self._under_way[peer] <= 1,
-                ORDER_PATIENCE_S)
+            if not self._changed.wait_for(is_queued, ORDER_GRACE_S):
+                self._changed.wait_for(lambda: is_queued() or self._under_way[peer] <= 1,
+                                       ORDER_PATIENCE_S)
 
     def note(self, agent_id: str, rev: int) -> None:
         """The writer has been given a batch that ends with this number."""

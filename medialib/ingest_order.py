@@ -7,6 +7,7 @@ import contextlib
 import threading
 
 ORDER_PATIENCE_S = 1.0  # then what is missing is asked for
+ORDER_GRACE_S = 0.1  # for one that was sent before this one, and whose thread has not begun yet
 ORDER_AGENTS = 1000
 
 
@@ -36,16 +37,19 @@ class BatchOrder:
 
     def wait_for(self, agent_id: str, after_rev: int, last_rev, peer: str | None) -> None:
         """Return when everything up to `after_rev` is with the writer, or will hardly come: no
-        other batch of this peer is under way, or one took too long.
+        other batch of this peer is under way nor was just sent, or one took too long.
 
         last_rev() is how far the catalogue is with this agent.
         """
-        if self._queued.get(agent_id, 0) >= after_rev or last_rev() >= after_rev:
+        def is_queued() -> bool:
+            return self._queued.get(agent_id, 0) >= after_rev
+
+        if is_queued() or last_rev() >= after_rev:
             return
         with self._changed:
-            self._changed.wait_for(
-                lambda: self._queued.get(agent_id, 0) >= after_rev or self._under_way[peer] <= 1,
-                ORDER_PATIENCE_S)
+            if not self._changed.wait_for(is_queued, ORDER_GRACE_S):
+                self._changed.wait_for(lambda: is_queued() or self._under_way[peer] <= 1,
+                                       ORDER_PATIENCE_S)
 
     def note(self, agent_id: str, rev: int) -> None:
         """The writer has been given a batch that ends with this number."""

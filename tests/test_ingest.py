@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import json
 import math
 import uuid
@@ -162,15 +163,20 @@ def test_gap_in_the_numbers_is_refused_with_where_to_go_on(world):
     assert stored_files(catalog)["/m/a.mkv"]["size"] == 7
 
 
-def test_a_batch_that_overtook_the_one_before_it_waits_for_it(world):
+@pytest.mark.parametrize("first_is", ["being read", "not even begun"])
+def test_a_batch_that_overtook_the_one_before_it_waits_for_it(world, monkeypatch, first_is):
     catalog, ingest = world
     outline = {"agent": {"id": "4f0f4f40-0000-4000-8000-000000000001", "name": "box"},
                "root": "/m"}
     first = batch([record("/m/a.mkv")], **outline, after_rev=0, rev=1)
     second = batch([record("/m/b.mkv")], **outline, after_rev=1, rev=2)
-    with ingest.order.under_way("10.0.0.1"), \
-            concurrent.futures.ThreadPoolExecutor() as pool:
-        late = pool.submit(ingest.batch, second, "10.0.0.1")
+    with contextlib.ExitStack() as stack:
+        if first_is == "being read":
+            stack.enter_context(ingest.order.under_way("10.0.0.1"))
+        else:
+            monkeypatch.setattr("medialib.ingest_order.ORDER_GRACE_S", 20)
+        late = stack.enter_context(concurrent.futures.ThreadPoolExecutor()).submit(
+            ingest.batch, second, "10.0.0.1")
         with pytest.raises(concurrent.futures.TimeoutError):
             late.result(0.2)
         assert ingest.batch(first, "10.0.0.1")["processed"] == 1
