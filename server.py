@@ -108,7 +108,7 @@ here, `there` where in the module: that maps a traceback back.
    21478     47  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
    21789     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: efccc1698691c051a8f41d21c831e50c65fc8b8aa6f9c6c30c0522953e1aae78
+# sha256 of all below this line: 2bdb71eaf19c81a0ac66a474fb26b7439280823f4d148807c3c30c7fa9f4002b
 
 from __future__ import annotations
 
@@ -15351,7 +15351,7 @@ def changes_page(db, words: dict, body: dict) -> dict:
 # Counts beside a list of files: how many there are of each kind, codec, machine, age.
 # =================================================================================================
 
-FACET_TIME_S = 0.05  # how long rows are counted before what is left is estimated
+FACET_TIME_S = 0.03  # how long rows are counted before what is left is estimated
 FACET_TIME_MOST_S = 10.0
 LEAST_BLOCKS = 60  # however slow the machine is
 SAMPLE_DIGITS = 2  # of an estimate
