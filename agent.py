@@ -21,45 +21,45 @@ here, `there` where in the module: that maps a traceback back.
     2164     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
     2344     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
     2577     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2904     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
-    3115     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    3324     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    3465     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3720     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3800     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    4184     11  medialib/http_shares.py: What all connections share: bytes, the memory of parsed JSON, places for endless answers.
-    4274     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
-    4615     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    4991     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    5108     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    5244     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
-    5395     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
-    5486     10  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5792      8  medialib/cache_feed.py: Rows on their way from the scan to the host: just stored, so that nobody need read them again.
-    5839     20  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    6197     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    6511     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6863     11  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6928     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    7071     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    7394     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    7518     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    7626     13  medialib/scan_moves.py: Where the content of a file that is new at its path was known before: a move, or a hard link.
-    7707     15  medialib/scan_seal.py: A folder's seal: what its files looked like when all of them were as the index says.
-    7755     39  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    8126     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    8434     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    8644     13  medialib/host_copy.py: What the host holds of a root, beside what this agent knows of it: comparing and taking over.
-    8765     20  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    9076     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    9270     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    9650     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
-    9680     15  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
-    9742     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
-    9807     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
-   10032     46  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
+    2913     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
+    3124     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    3333     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3474     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3729     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3809     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    4193     11  medialib/http_shares.py: What all connections share: bytes, the memory of parsed JSON, places for endless answers.
+    4283     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
+    4624     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    5000     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    5117     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    5253     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
+    5404     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
+    5495     10  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5801      8  medialib/cache_feed.py: Rows on their way from the scan to the host: just stored, so that nobody need read them again.
+    5848     20  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    6206     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    6520     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6872     11  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6937     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    7080     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    7403     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    7527     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    7635     13  medialib/scan_moves.py: Where the content of a file that is new at its path was known before: a move, or a hard link.
+    7716     15  medialib/scan_seal.py: A folder's seal: what its files looked like when all of them were as the index says.
+    7764     39  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    8135     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    8443     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    8653     13  medialib/host_copy.py: What the host holds of a root, beside what this agent knows of it: comparing and taking over.
+    8774     20  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    9085     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    9279     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    9659     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
+    9689     15  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
+    9751     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
+    9816     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
+   10041     46  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
 """
-# sha256 of all below this line: 4cc5b69b1b2bae7f401de5b005e8b66e4eb4abfc21405cca8c9d8faa1efdbede
+# sha256 of all below this line: 6423181e18bb10710b14d75b181bb77194fec3c678808c510011541d03dc6935
 
 from __future__ import annotations
 
@@ -2576,7 +2576,11 @@ def _without_details(part: dict) -> dict:
 
 BUSY_TIMEOUT_S = 30.0
 WAL_LIMIT_BYTES = 64 << 20
-LOG_PAGES = 8000  # how long the log gets before it begins anew
+# How long the log gets before it begins anew. A page that changes often is copied back once for all
+# changes that the log holds, which a large database gains from; in a small one, on what may be a
+# small disk, the log would be most of it.
+LOG_PAGES_LEAST, LOG_PAGES_MOST = 8000, 30_000
+LOG_SHARE = 16  # of the database's pages, between these two
 SQLITE_HEADER = b"SQLite format 3\0"
 
 DAMAGE_WORDS = ("malformed", "not a database", "file is encrypted", "disk image")
@@ -2611,10 +2615,10 @@ class Checkpoints:
     disk.
     """
 
-    def __init__(self, path: str, synchronous: str, log_pages: int):
+    def __init__(self, path: str, synchronous: str):
+        self.log_pages = LOG_PAGES_LEAST
         self._path = path
         self._synchronous = synchronous
-        self._log_pages = log_pages
         self._due = threading.Event()
         self._stopping = False
         self._writers_turn = False
@@ -2648,7 +2652,7 @@ class Checkpoints:
                         return
                     if not self._writers_turn:  # the writer cannot copy while this thread does
                         done = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-                        self._writers_turn = done[1] >= self._log_pages  # those in the log
+                        self._writers_turn = done[1] >= self.log_pages  # those in the log
         except sqlite3.Error as error:
             log.debug("%s: no more checkpoints beside the writer: %s", self._path, error)
 
@@ -2658,16 +2662,13 @@ class StoreConnection:
 
     `lock` guards the connection: whoever holds it may read or write, and holds it shortly.
     `path` "" is a private temporary database that SQLite removes by itself.
-    `log_pages`: a page that changes often is copied back once for all changes that the log holds.
     """
 
-    def __init__(self, path: str, *, synchronous: str = "FULL", cache_kib: int = 8192,
-                 log_pages: int = LOG_PAGES):
+    def __init__(self, path: str, *, synchronous: str = "FULL", cache_kib: int = 8192):
         self.path = path
         self.lock = threading.RLock()
         self._depth = 0
-        self._checkpoints = Checkpoints(path, synchronous, log_pages)
-        self._checkpoint_changes = log_pages // 2  # a row changes a page, or little more
+        self._checkpoints = Checkpoints(path, synchronous)
         self._copied_changes = 0  # the connection's total_changes at the last checkpoint
         if path:
             keep_private(path)
@@ -2676,19 +2677,24 @@ class StoreConnection:
                 path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False,
                 cached_statements=256,
             )
-            self._set_pragmas(synchronous, cache_kib, log_pages)
+            self._set_pragmas(synchronous, cache_kib)
             self.db.execute("SELECT count(*) FROM sqlite_master").fetchone()
         except sqlite3.Error as error:
             raise explain_sqlite_error(error, path) from error
 
-    def _set_pragmas(self, synchronous: str, cache_kib: int, log_pages: int) -> None:
+    def _set_pragmas(self, synchronous: str, cache_kib: int) -> None:
         self.db.execute("PRAGMA journal_mode=WAL")
         # WAL with NORMAL loses every commit since the last checkpoint in a power cut.
         self.db.execute(f"PRAGMA synchronous={synchronous}")
         self.db.execute(f"PRAGMA cache_size=-{cache_kib}")
         self.db.execute(f"PRAGMA journal_size_limit={WAL_LIMIT_BYTES}")
-        self.db.execute(f"PRAGMA wal_autocheckpoint={log_pages}")
         self.db.execute("PRAGMA temp_store=FILE")
+        self._measure_log()
+
+    def _measure_log(self) -> None:
+        pages = self.db.execute("PRAGMA page_count").fetchone()[0]
+        self._checkpoints.log_pages = min(max(LOG_PAGES_LEAST, pages // LOG_SHARE), LOG_PAGES_MOST)
+        self.db.execute(f"PRAGMA wal_autocheckpoint={self._checkpoints.log_pages}")
 
     @contextlib.contextmanager
     def atomic(self):
@@ -2717,9 +2723,12 @@ class StoreConnection:
                 raise
             finally:
                 self._depth = 0
+            # A changed row changes a page, or little more.
             changes = self.db.total_changes - self._copied_changes
-            if self.path and changes >= self._checkpoint_changes:
+            if self.path and changes >= self._checkpoints.log_pages // 2:
                 self._copied_changes = self.db.total_changes
+                with contextlib.suppress(sqlite3.Error):  # what was to be committed is
+                    self._measure_log()
                 self._checkpoints.want()
 
     def rows(self, sql: str, values: tuple = ()) -> list:

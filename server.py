@@ -21,94 +21,94 @@ here, `there` where in the module: that maps a traceback back.
     2220     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
     2400     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
     2633     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2960     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
-    3171     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    3380     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    3521     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3776     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3856     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    4240     11  medialib/http_shares.py: What all connections share: bytes, the memory of parsed JSON, places for endless answers.
-    4330     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
-    4671     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    5047     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    5164     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    5300     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
-    5451     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
-    5542     10  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5848      8  medialib/cache_feed.py: Rows on their way from the scan to the host: just stored, so that nobody need read them again.
-    5895     20  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    6253     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    6567     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6919     11  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6984     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    7127     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    7450     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    7574     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    7682     13  medialib/scan_moves.py: Where the content of a file that is new at its path was known before: a move, or a hard link.
-    7763     15  medialib/scan_seal.py: A folder's seal: what its files looked like when all of them were as the index says.
-    7811     39  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    8182     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    8490     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    8700     13  medialib/host_copy.py: What the host holds of a root, beside what this agent knows of it: comparing and taking over.
-    8821     20  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    9132     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    9326     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    9706     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
-    9736     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
-    9998     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
-   10179     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
-   10508     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
-   10682     14  medialib/catalog_facts.py: What is known of a file beside its stamps: hashes, ffprobe's answer, what could not be done; and
-   10782     25  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
-   11124     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
-   11368     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
-   11507     14  medialib/catalog_word_sql.py: What SQLite itself can tell of a search: conditions that every match fulfils.
-   11605     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
-   11659     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
-   11759     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
-   11871     11  medialib/catalog_show.py: Files as the API shows them.
-   11918     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
-   12163     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
-   12231     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
-   12330     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
-   12595     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
-   12748     22  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
-   12943     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
-   13072     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
-   13432     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
-   13501     25  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
-   13797     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
-   13900     13  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
-   13942     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
-   14099     10  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
-   14327      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
-   14364     10  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
-   14478     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
-   14602     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
-   14777     11  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
-   14812     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
-   15070     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   15313     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   15354     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   15571     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
-   15802     15  medialib/ingest_outline.py: The outline of what agents send: who speaks, of which root, how much; all but the records.
-   15925      9  medialib/ingest_order.py: Batches of one agent that are under way together: each is applied behind the one before it.
-   15984     45  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   16301     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   16432      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   16473      1  medialib/web/: The files of the web UI.
-   20749     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   20848     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   20919     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   21093     14  medialib/server_turns.py: Lists of the catalogue are made a few at a time, however many ask at once.
-   21119     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   21207     18  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   21354      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   21435      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   21478     47  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   21789     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+    2969     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
+    3180     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    3389     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3530     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3785     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3865     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    4249     11  medialib/http_shares.py: What all connections share: bytes, the memory of parsed JSON, places for endless answers.
+    4339     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
+    4680     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    5056     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    5173     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    5309     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
+    5460     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
+    5551     10  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5857      8  medialib/cache_feed.py: Rows on their way from the scan to the host: just stored, so that nobody need read them again.
+    5904     20  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    6262     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    6576     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6928     11  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6993     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    7136     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    7459     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    7583     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    7691     13  medialib/scan_moves.py: Where the content of a file that is new at its path was known before: a move, or a hard link.
+    7772     15  medialib/scan_seal.py: A folder's seal: what its files looked like when all of them were as the index says.
+    7820     39  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    8191     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    8499     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    8709     13  medialib/host_copy.py: What the host holds of a root, beside what this agent knows of it: comparing and taking over.
+    8830     20  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    9141     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    9335     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    9715     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
+    9745     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
+   10007     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
+   10188     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
+   10517     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
+   10691     14  medialib/catalog_facts.py: What is known of a file beside its stamps: hashes, ffprobe's answer, what could not be done; and
+   10791     25  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
+   11133     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
+   11377     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
+   11516     14  medialib/catalog_word_sql.py: What SQLite itself can tell of a search: conditions that every match fulfils.
+   11614     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
+   11668     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
+   11768     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
+   11880     11  medialib/catalog_show.py: Files as the API shows them.
+   11927     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
+   12172     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
+   12240     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
+   12339     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
+   12604     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
+   12757     22  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
+   12952     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
+   13081     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
+   13441     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
+   13510     25  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
+   13806     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
+   13909     13  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
+   13951     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
+   14108     10  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
+   14336      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
+   14373     10  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
+   14487     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
+   14611     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
+   14786     11  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
+   14821     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
+   15079     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   15322     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   15363     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   15580     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   15811     15  medialib/ingest_outline.py: The outline of what agents send: who speaks, of which root, how much; all but the records.
+   15934      9  medialib/ingest_order.py: Batches of one agent that are under way together: each is applied behind the one before it.
+   15993     45  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   16310     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   16441      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   16482      1  medialib/web/: The files of the web UI.
+   20758     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   20857     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   20928     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   21102     14  medialib/server_turns.py: Lists of the catalogue are made a few at a time, however many ask at once.
+   21128     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   21216     18  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   21363      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   21444      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   21487     47  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   21798     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: 2bdb71eaf19c81a0ac66a474fb26b7439280823f4d148807c3c30c7fa9f4002b
+# sha256 of all below this line: 1021bf02485368d5c7e1e5f9d24864870207dba8c437672355a6a691992c45ed
 
 from __future__ import annotations
 
@@ -2632,7 +2632,11 @@ def _without_details(part: dict) -> dict:
 
 BUSY_TIMEOUT_S = 30.0
 WAL_LIMIT_BYTES = 64 << 20
-LOG_PAGES = 8000  # how long the log gets before it begins anew
+# How long the log gets before it begins anew. A page that changes often is copied back once for all
+# changes that the log holds, which a large database gains from; in a small one, on what may be a
+# small disk, the log would be most of it.
+LOG_PAGES_LEAST, LOG_PAGES_MOST = 8000, 30_000
+LOG_SHARE = 16  # of the database's pages, between these two
 SQLITE_HEADER = b"SQLite format 3\0"
 
 DAMAGE_WORDS = ("malformed", "not a database", "file is encrypted", "disk image")
@@ -2667,10 +2671,10 @@ class Checkpoints:
     disk.
     """
 
-    def __init__(self, path: str, synchronous: str, log_pages: int):
+    def __init__(self, path: str, synchronous: str):
+        self.log_pages = LOG_PAGES_LEAST
         self._path = path
         self._synchronous = synchronous
-        self._log_pages = log_pages
         self._due = threading.Event()
         self._stopping = False
         self._writers_turn = False
@@ -2704,7 +2708,7 @@ class Checkpoints:
                         return
                     if not self._writers_turn:  # the writer cannot copy while this thread does
                         done = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-                        self._writers_turn = done[1] >= self._log_pages  # those in the log
+                        self._writers_turn = done[1] >= self.log_pages  # those in the log
         except sqlite3.Error as error:
             log.debug("%s: no more checkpoints beside the writer: %s", self._path, error)
 
@@ -2714,16 +2718,13 @@ class StoreConnection:
 
     `lock` guards the connection: whoever holds it may read or write, and holds it shortly.
     `path` "" is a private temporary database that SQLite removes by itself.
-    `log_pages`: a page that changes often is copied back once for all changes that the log holds.
     """
 
-    def __init__(self, path: str, *, synchronous: str = "FULL", cache_kib: int = 8192,
-                 log_pages: int = LOG_PAGES):
+    def __init__(self, path: str, *, synchronous: str = "FULL", cache_kib: int = 8192):
         self.path = path
         self.lock = threading.RLock()
         self._depth = 0
-        self._checkpoints = Checkpoints(path, synchronous, log_pages)
-        self._checkpoint_changes = log_pages // 2  # a row changes a page, or little more
+        self._checkpoints = Checkpoints(path, synchronous)
         self._copied_changes = 0  # the connection's total_changes at the last checkpoint
         if path:
             keep_private(path)
@@ -2732,19 +2733,24 @@ class StoreConnection:
                 path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False,
                 cached_statements=256,
             )
-            self._set_pragmas(synchronous, cache_kib, log_pages)
+            self._set_pragmas(synchronous, cache_kib)
             self.db.execute("SELECT count(*) FROM sqlite_master").fetchone()
         except sqlite3.Error as error:
             raise explain_sqlite_error(error, path) from error
 
-    def _set_pragmas(self, synchronous: str, cache_kib: int, log_pages: int) -> None:
+    def _set_pragmas(self, synchronous: str, cache_kib: int) -> None:
         self.db.execute("PRAGMA journal_mode=WAL")
         # WAL with NORMAL loses every commit since the last checkpoint in a power cut.
         self.db.execute(f"PRAGMA synchronous={synchronous}")
         self.db.execute(f"PRAGMA cache_size=-{cache_kib}")
         self.db.execute(f"PRAGMA journal_size_limit={WAL_LIMIT_BYTES}")
-        self.db.execute(f"PRAGMA wal_autocheckpoint={log_pages}")
         self.db.execute("PRAGMA temp_store=FILE")
+        self._measure_log()
+
+    def _measure_log(self) -> None:
+        pages = self.db.execute("PRAGMA page_count").fetchone()[0]
+        self._checkpoints.log_pages = min(max(LOG_PAGES_LEAST, pages // LOG_SHARE), LOG_PAGES_MOST)
+        self.db.execute(f"PRAGMA wal_autocheckpoint={self._checkpoints.log_pages}")
 
     @contextlib.contextmanager
     def atomic(self):
@@ -2773,9 +2779,12 @@ class StoreConnection:
                 raise
             finally:
                 self._depth = 0
+            # A changed row changes a page, or little more.
             changes = self.db.total_changes - self._copied_changes
-            if self.path and changes >= self._checkpoint_changes:
+            if self.path and changes >= self._checkpoints.log_pages // 2:
                 self._copied_changes = self.db.total_changes
+                with contextlib.suppress(sqlite3.Error):  # what was to be committed is
+                    self._measure_log()
                 self._checkpoints.want()
 
     def rows(self, sql: str, values: tuple = ()) -> list:
@@ -12389,7 +12398,7 @@ class Catalog:
         if aside is not None:
             log.warning("%s is a copy, and the log beside it belongs to what was there before: it"
                         " is kept as %s", self.path, aside)
-        store = StoreConnection(self.path, cache_kib=24576, log_pages=30_000)
+        store = StoreConnection(self.path, cache_kib=24576)
         try:
             checked = check_database_head(store)
             migrate(store, CATALOG_MIGRATIONS, before_upgrade=keep_copy)

@@ -93,7 +93,7 @@ class Catalog:
         if aside is not None:
             log.warning("%s is a copy, and the log beside it belongs to what was there before: it"
                         " is kept as %s", self.path, aside)
-        store = StoreConnection(self.path, cache_kib=24576, log_pages=30_000)
+        store = StoreConnection(self.path, cache_kib=24576)
         try:
             checked = check_database_head(store)
             migrate(store, CATALOG_MIGRATIONS, before_upgrade=keep_copy)

@@ -21,7 +21,11 @@ from .base import DamagedStoreError, NewerStoreError, StoreError, log
 
 BUSY_TIMEOUT_S = 30.0
 WAL_LIMIT_BYTES = 64 << 20
-LOG_PAGES = 8000  # how long the log gets before it begins anew
+# How long the log gets before it begins anew. A page that changes often is copied back once for all
+# changes that the log holds, which a large database gains from; in a small one, on what may be a
+# small disk, the log would be most of it.
+LOG_PAGES_LEAST, LOG_PAGES_MOST = 8000, 30_000
+LOG_SHARE = 16  # of the database's pages, between these two
 SQLITE_HEADER = b"SQLite format 3\0"
 
 DAMAGE_WORDS = ("malformed", "not a database", "file is encrypted", "disk image")
@@ -56,10 +60,10 @@ class Checkpoints:
     disk.
     """
 
-    def __init__(self, path: str, synchronous: str, log_pages: int):
+    def __init__(self, path: str, synchronous: str):
+        self.log_pages = LOG_PAGES_LEAST
         self._path = path
         self._synchronous = synchronous
-        self._log_pages = log_pages
         self._due = threading.Event()
         self._stopping = False
         self._writers_turn = False
@@ -93,7 +97,7 @@ class Checkpoints:
                         return
                     if not self._writers_turn:  # the writer cannot copy while this thread does
                         done = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-                        self._writers_turn = done[1] >= self._log_pages  # those in the log
+                        self._writers_turn = done[1] >= self.log_pages  # those in the log
         except sqlite3.Error as error:
             log.debug("%s: no more checkpoints beside the writer: %s", self._path, error)
 
@@ -103,16 +107,13 @@ class StoreConnection:
 
     `lock` guards the connection: whoever holds it may read or write, and holds it shortly.
     `path` "" is a private temporary database that SQLite removes by itself.
-    `log_pages`: a page that changes often is copied back once for all changes that the log holds.
     """
 
-    def __init__(self, path: str, *, synchronous: str = "FULL", cache_kib: int = 8192,
-                 log_pages: int = LOG_PAGES):
+    def __init__(self, path: str, *, synchronous: str = "FULL", cache_kib: int = 8192):
         self.path = path
         self.lock = threading.RLock()
         self._depth = 0
-        self._checkpoints = Checkpoints(path, synchronous, log_pages)
-        self._checkpoint_changes = log_pages // 2  # a row changes a page, or little more
+        self._checkpoints = Checkpoints(path, synchronous)
         self._copied_changes = 0  # the connection's total_changes at the last checkpoint
         if path:
             keep_private(path)
@@ -121,19 +122,24 @@ class StoreConnection:
                 path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False,
                 cached_statements=256,
             )
-            self._set_pragmas(synchronous, cache_kib, log_pages)
+            self._set_pragmas(synchronous, cache_kib)
             self.db.execute("SELECT count(*) FROM sqlite_master").fetchone()
         except sqlite3.Error as error:
             raise explain_sqlite_error(error, path) from error
 
-    def _set_pragmas(self, synchronous: str, cache_kib: int, log_pages: int) -> None:
+    def _set_pragmas(self, synchronous: str, cache_kib: int) -> None:
         self.db.execute("PRAGMA journal_mode=WAL")
         # WAL with NORMAL loses every commit since the last checkpoint in a power cut.
         self.db.execute(f"PRAGMA synchronous={synchronous}")
         self.db.execute(f"PRAGMA cache_size=-{cache_kib}")
         self.db.execute(f"PRAGMA journal_size_limit={WAL_LIMIT_BYTES}")
-        self.db.execute(f"PRAGMA wal_autocheckpoint={log_pages}")
         self.db.execute("PRAGMA temp_store=FILE")
+        self._measure_log()
+
+    def _measure_log(self) -> None:
+        pages = self.db.execute("PRAGMA page_count").fetchone()[0]
+        self._checkpoints.log_pages = min(max(LOG_PAGES_LEAST, pages // LOG_SHARE), LOG_PAGES_MOST)
+        self.db.execute(f"PRAGMA wal_autocheckpoint={self._checkpoints.log_pages}")
 
     @contextlib.contextmanager
     def atomic(self):
@@ -162,9 +168,12 @@ class StoreConnection:
                 raise
             finally:
                 self._depth = 0
+            # A changed row changes a page, or little more.
             changes = self.db.total_changes - self._copied_changes
-            if self.path and changes >= self._checkpoint_changes:
+            if self.path and changes >= self._checkpoints.log_pages // 2:
                 self._copied_changes = self.db.total_changes
+                with contextlib.suppress(sqlite3.Error):  # what was to be committed is
+                    self._measure_log()
                 self._checkpoints.want()
 
     def rows(self, sql: str, values: tuple = ()) -> list:

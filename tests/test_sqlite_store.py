@@ -7,11 +7,11 @@ import threading
 
 import pytest
 
-from medialib.sqlite_store import LOG_PAGES, StoreConnection, open_reader
+from medialib.sqlite_store import LOG_PAGES_LEAST, LOG_PAGES_MOST, StoreConnection, open_reader
 from tests.support import wait_until
 
 PAGE_BYTES = 4096
-CHECKPOINT_ROWS = LOG_PAGES // 2
+CHECKPOINT_ROWS = LOG_PAGES_LEAST // 2
 ROW_BYTES = 1000
 
 
@@ -60,14 +60,14 @@ def test_the_log_stays_bounded_through_a_long_burst(store, copied):
     if copied == "all the time":
         threading.Thread(target=want_all_the_time, daemon=True).start()
     try:
-        while rows < 4 * LOG_PAGES * PAGE_BYTES // ROW_BYTES:
+        while rows < 4 * LOG_PAGES_LEAST * PAGE_BYTES // ROW_BYTES:
             add_rows(store, 500)
             rows += 500
             most_bytes = max(most_bytes, os.path.getsize(f"{store.path}-wal"))
     finally:
         ended.set()
     # The part that is written while a copy is under way comes on top.
-    assert LOG_PAGES * PAGE_BYTES < most_bytes < 2 * LOG_PAGES * PAGE_BYTES
+    assert LOG_PAGES_LEAST * PAGE_BYTES < most_bytes < 2 * LOG_PAGES_LEAST * PAGE_BYTES
     assert store.one("SELECT count(*) FROM some")[0] == rows
 
 
@@ -109,3 +109,19 @@ def test_a_private_temporary_database_has_no_log_to_copy():
     add_rows(store, 2 * CHECKPOINT_ROWS)
     assert checkpoint_threads() <= before
     store.close()
+
+
+def test_the_log_of_a_large_database_may_be_longer(store, monkeypatch):
+    def limit() -> int:
+        return store.one("PRAGMA wal_autocheckpoint")[0]
+
+    monkeypatch.setattr("medialib.sqlite_store.LOG_SHARE", 0.5)
+    assert limit() == LOG_PAGES_LEAST
+    add_rows(store, 6 * CHECKPOINT_ROWS)
+    assert LOG_PAGES_LEAST < limit() == store._checkpoints.log_pages < LOG_PAGES_MOST
+    monkeypatch.setattr("medialib.sqlite_store.LOG_SHARE", 0.001)
+    add_rows(store, 2 * limit())
+    assert limit() == LOG_PAGES_MOST
+    again = StoreConnection(store.path)
+    assert again.one("PRAGMA wal_autocheckpoint")[0] == LOG_PAGES_MOST
+    again.close()
