@@ -125,3 +125,18 @@ def test_the_log_of_a_large_database_may_be_longer(store, monkeypatch):
     again = StoreConnection(store.path)
     assert again.one("PRAGMA wal_autocheckpoint")[0] == LOG_PAGES_MOST
     again.close()
+
+
+def test_many_short_lives_leave_no_long_log(store):
+    """As of a program that is killed again and again, before it would have the log copied."""
+    lives = []
+    try:
+        for _ in range(20):
+            lives.append(StoreConnection(store.path))
+            add_rows(lives[-1], CHECKPOINT_ROWS - 500)
+            log_bytes = os.path.getsize(f"{store.path}-wal")
+            assert log_bytes < 1.5 * LOG_PAGES_LEAST * PAGE_BYTES
+        assert os.path.getsize(store.path) > LOG_PAGES_LEAST * PAGE_BYTES
+    finally:
+        for life in lives:
+            life.close()
