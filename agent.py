@@ -53,13 +53,13 @@ here, `there` where in the module: that maps a traceback back.
     8774     20  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
     9085     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
     9279     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    9659     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
-    9689     15  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
-    9751     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
-    9816     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
-   10041     46  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
+    9660     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
+    9690     15  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
+    9752     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
+    9817     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
+   10042     46  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
 """
-# sha256 of all below this line: 6423181e18bb10710b14d75b181bb77194fec3c678808c510011541d03dc6935
+# sha256 of all below this line: fdb41aa371e5fa75f76ea8dfb7c012a6d26094542693e19bccb8ededf44bbdcd
 
 from __future__ import annotations
 
@@ -5030,8 +5030,8 @@ def progress_text(answer: dict) -> str:
         parts.append(f"{human_bytes(answer['data_mib'] * 2**20)} read")
     if answer["eta_s"] is not None:
         parts.append(f"about {human_seconds(answer['eta_s'])} left")
-    if answer["errors"]:
-        parts.append(f"{answer['errors']} errors")
+    if answer["file_errors"]:  # that the host is away is said apart
+        parts.append(f"{answer['file_errors']} errors")
     if not answer["host_reachable"]:
         parts.append(f"host away, {answer['outbox']} batches wait")
     if (answer["idle_s"] or 0) > 10:
@@ -5044,7 +5044,7 @@ def summary_text(answer: dict) -> str:
     parts = [f"{answer['seen']:,} files in {human_seconds(answer['elapsed'])}"]
     changed = answer["seen"] - answer["unchanged"]
     parts.append(f"{changed:,} new or changed" if changed else "nothing changed")
-    for name, words in (("moved", "moved"), ("removed", "removed"), ("errors", "errors")):
+    for name, words in (("moved", "moved"), ("removed", "removed"), ("file_errors", "errors")):
         if answer[name]:
             parts.append(f"{answer[name]:,} {words}")
     if answer["data_mib"]:
@@ -9595,7 +9595,8 @@ class AgentService:
             "phase_name": stats.phase_name, "roots": list(self.scanner.roots), "root": stats.root,
             "current_path": stats.current_path, "elapsed": round(elapsed, 3), "seen": stats.seen,
             "uploaded": delivery.uploaded, "batches": delivery.batches,
-            "errors": stats.errors + delivery.errors, "rate_files_per_s": round(rate, 1),
+            "errors": stats.errors + delivery.errors, "file_errors": stats.errors,
+            "rate_files_per_s": round(rate, 1),
             "data_mib": round(stats.data_bytes / 2**20, 3), "kinds": dict(stats.kinds),
             "workers": stats.workers, "batch_size": self.link.config["agent_batch_size"],
             "sent_bytes": delivery.sent_bytes, "total_all": stats.total_all,

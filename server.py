@@ -53,62 +53,62 @@ here, `there` where in the module: that maps a traceback back.
     8830     20  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
     9141     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
     9335     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    9715     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
-    9745     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
-   10007     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
-   10188     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
-   10517     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
-   10691     14  medialib/catalog_facts.py: What is known of a file beside its stamps: hashes, ffprobe's answer, what could not be done; and
-   10791     25  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
-   11133     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
-   11377     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
-   11516     14  medialib/catalog_word_sql.py: What SQLite itself can tell of a search: conditions that every match fulfils.
-   11614     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
-   11668     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
-   11768     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
-   11880     11  medialib/catalog_show.py: Files as the API shows them.
-   11927     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
-   12172     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
-   12240     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
-   12339     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
-   12604     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
-   12757     22  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
-   12952     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
-   13081     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
-   13441     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
-   13510     25  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
-   13806     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
-   13909     13  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
-   13951     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
-   14108     10  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
-   14336      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
-   14373     10  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
-   14487     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
-   14611     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
-   14786     11  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
-   14821     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
-   15079     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   15322     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   15363     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   15580     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
-   15811     15  medialib/ingest_outline.py: The outline of what agents send: who speaks, of which root, how much; all but the records.
-   15934      9  medialib/ingest_order.py: Batches of one agent that are under way together: each is applied behind the one before it.
-   15993     45  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   16310     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   16441      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   16482      1  medialib/web/: The files of the web UI.
-   20758     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   20857     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   20928     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   21102     14  medialib/server_turns.py: Lists of the catalogue are made a few at a time, however many ask at once.
-   21128     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   21216     18  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   21363      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   21444      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   21487     47  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   21798     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+    9716     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
+    9746     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
+   10008     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
+   10189     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
+   10518     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
+   10692     14  medialib/catalog_facts.py: What is known of a file beside its stamps: hashes, ffprobe's answer, what could not be done; and
+   10792     25  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
+   11134     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
+   11378     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
+   11517     14  medialib/catalog_word_sql.py: What SQLite itself can tell of a search: conditions that every match fulfils.
+   11615     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
+   11669     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
+   11769     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
+   11881     11  medialib/catalog_show.py: Files as the API shows them.
+   11928     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
+   12173     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
+   12241     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
+   12340     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
+   12605     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
+   12758     22  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
+   12953     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
+   13082     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
+   13442     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
+   13511     25  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
+   13807     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
+   13910     13  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
+   13952     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
+   14109     10  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
+   14337      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
+   14374     10  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
+   14488     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
+   14612     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
+   14787     11  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
+   14822     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
+   15080     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   15323     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   15364     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   15581     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   15812     15  medialib/ingest_outline.py: The outline of what agents send: who speaks, of which root, how much; all but the records.
+   15935      9  medialib/ingest_order.py: Batches of one agent that are under way together: each is applied behind the one before it.
+   15994     45  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   16311     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   16442      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   16483      1  medialib/web/: The files of the web UI.
+   20759     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   20858     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   20929     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   21103     14  medialib/server_turns.py: Lists of the catalogue are made a few at a time, however many ask at once.
+   21129     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   21217     18  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   21364      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   21445      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   21488     47  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   21799     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: 1021bf02485368d5c7e1e5f9d24864870207dba8c437672355a6a691992c45ed
+# sha256 of all below this line: 440e73c111d333f93431484882644bf2d95046a550ac80a812871918fd052647
 
 from __future__ import annotations
 
@@ -5086,8 +5086,8 @@ def progress_text(answer: dict) -> str:
         parts.append(f"{human_bytes(answer['data_mib'] * 2**20)} read")
     if answer["eta_s"] is not None:
         parts.append(f"about {human_seconds(answer['eta_s'])} left")
-    if answer["errors"]:
-        parts.append(f"{answer['errors']} errors")
+    if answer["file_errors"]:  # that the host is away is said apart
+        parts.append(f"{answer['file_errors']} errors")
     if not answer["host_reachable"]:
         parts.append(f"host away, {answer['outbox']} batches wait")
     if (answer["idle_s"] or 0) > 10:
@@ -5100,7 +5100,7 @@ def summary_text(answer: dict) -> str:
     parts = [f"{answer['seen']:,} files in {human_seconds(answer['elapsed'])}"]
     changed = answer["seen"] - answer["unchanged"]
     parts.append(f"{changed:,} new or changed" if changed else "nothing changed")
-    for name, words in (("moved", "moved"), ("removed", "removed"), ("errors", "errors")):
+    for name, words in (("moved", "moved"), ("removed", "removed"), ("file_errors", "errors")):
         if answer[name]:
             parts.append(f"{answer[name]:,} {words}")
     if answer["data_mib"]:
@@ -9651,7 +9651,8 @@ class AgentService:
             "phase_name": stats.phase_name, "roots": list(self.scanner.roots), "root": stats.root,
             "current_path": stats.current_path, "elapsed": round(elapsed, 3), "seen": stats.seen,
             "uploaded": delivery.uploaded, "batches": delivery.batches,
-            "errors": stats.errors + delivery.errors, "rate_files_per_s": round(rate, 1),
+            "errors": stats.errors + delivery.errors, "file_errors": stats.errors,
+            "rate_files_per_s": round(rate, 1),
             "data_mib": round(stats.data_bytes / 2**20, 3), "kinds": dict(stats.kinds),
             "workers": stats.workers, "batch_size": self.link.config["agent_batch_size"],
             "sent_bytes": delivery.sent_bytes, "total_all": stats.total_all,

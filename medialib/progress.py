@@ -41,8 +41,8 @@ def progress_text(answer: dict) -> str:
         parts.append(f"{human_bytes(answer['data_mib'] * 2**20)} read")
     if answer["eta_s"] is not None:
         parts.append(f"about {human_seconds(answer['eta_s'])} left")
-    if answer["errors"]:
-        parts.append(f"{answer['errors']} errors")
+    if answer["file_errors"]:  # that the host is away is said apart
+        parts.append(f"{answer['file_errors']} errors")
     if not answer["host_reachable"]:
         parts.append(f"host away, {answer['outbox']} batches wait")
     if (answer["idle_s"] or 0) > 10:
@@ -55,7 +55,7 @@ def summary_text(answer: dict) -> str:
     parts = [f"{answer['seen']:,} files in {human_seconds(answer['elapsed'])}"]
     changed = answer["seen"] - answer["unchanged"]
     parts.append(f"{changed:,} new or changed" if changed else "nothing changed")
-    for name, words in (("moved", "moved"), ("removed", "removed"), ("errors", "errors")):
+    for name, words in (("moved", "moved"), ("removed", "removed"), ("file_errors", "errors")):
         if answer[name]:
             parts.append(f"{answer[name]:,} {words}")
     if answer["data_mib"]:

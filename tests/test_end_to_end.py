@@ -213,6 +213,7 @@ def test_host_away_for_the_whole_scan(tmp_path, machines, way):
     agent = machines.agent(host, one.root, "--once", name="first", **way)
     media.grow_old(one.root)
     assert agent.run() == 3, agent.output()
+    assert ", 1 errors," in agent.output()  # that of a damaged video; the host is not a file
     host.start()
     agent.prefix = tracer.prefix
     scan_once(agent)
