@@ -10,56 +10,56 @@ here, `there` where in the module: that maps a traceback back.
      176     13  medialib/late.py: Modules of the standard library that are slow to import and that many runs do not need.
      219     13  medialib/launch.py: Running a program that is one large file without the syntax tree of that file.
      250     11  medialib/allocator.py: How memory is kept and given back, for programs that run for a long time.
-     297     24  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
-     583     19  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
-     942     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
-    1182     11  medialib/walk_names.py: The names in one huge folder, in less than half of the memory of a list of them.
-    1253     17  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
-    1607     19  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
-    1923     25  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
-    2128     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
-    2164     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
-    2344     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
-    2577     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2913     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
-    3124     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    3333     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    3474     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3729     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3809     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    4193     11  medialib/http_shares.py: What all connections share: bytes, the memory of parsed JSON, places for endless answers.
-    4283     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
-    4624     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    5000     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    5117     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    5253     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
-    5404     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
-    5495     10  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5801      8  medialib/cache_feed.py: Rows on their way from the scan to the host: just stored, so that nobody need read them again.
-    5848     20  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    6206     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    6520     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6872     11  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6937     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    7080     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    7403     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    7527     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    7635     13  medialib/scan_moves.py: Where the content of a file that is new at its path was known before: a move, or a hard link.
-    7716     15  medialib/scan_seal.py: A folder's seal: what its files looked like when all of them were as the index says.
-    7764     39  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    8135     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    8443     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    8653     13  medialib/host_copy.py: What the host holds of a root, beside what this agent knows of it: comparing and taking over.
-    8774     20  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    9085     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    9279     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    9660     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
-    9690     15  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
-    9752     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
-    9817     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
-   10042     46  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
+     298     24  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
+     584     19  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
+     943     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
+    1183     11  medialib/walk_names.py: The names in one huge folder, in less than half of the memory of a list of them.
+    1254     17  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
+    1608     19  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
+    1924     25  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
+    2129     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
+    2165     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
+    2345     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
+    2578     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
+    2914     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
+    3125     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    3334     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3475     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3730     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3810     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    4194     11  medialib/http_shares.py: What all connections share: bytes, the memory of parsed JSON, places for endless answers.
+    4284     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
+    4625     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    5001     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    5118     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    5254     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
+    5405     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
+    5496     10  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5802      8  medialib/cache_feed.py: Rows on their way from the scan to the host: just stored, so that nobody need read them again.
+    5849     20  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    6207     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    6521     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6873     11  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6938     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    7081     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    7404     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    7528     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    7636     13  medialib/scan_moves.py: Where the content of a file that is new at its path was known before: a move, or a hard link.
+    7717     15  medialib/scan_seal.py: A folder's seal: what its files looked like when all of them were as the index says.
+    7765     39  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    8136     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    8444     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    8654     13  medialib/host_copy.py: What the host holds of a root, beside what this agent knows of it: comparing and taking over.
+    8775     20  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    9086     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    9280     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    9661     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
+    9691     15  medialib/agent_identity.py: Who this agent is: a random id in the data folder, apart from the cache, so that clearing the
+    9753     12  medialib/agent_routes.py: The agent's control port: the calls of the original description, as JSON.
+    9818     27  medialib/plain_scan.py: The agent on a Python without SQLite: it remembers nothing and goes by what the host remembers.
+   10043     46  medialib/agent_cli.py: The agent's command line: python agent.py HOST [ROOT…].
 """
-# sha256 of all below this line: fdb41aa371e5fa75f76ea8dfb7c012a6d26094542693e19bccb8ededf44bbdcd
+# sha256 of all below this line: 001e7b460b93f35138b895526aef62ef406892cba1d0ea1f11ff1a9b486b724b
 
 from __future__ import annotations
 
@@ -273,7 +273,8 @@ def give_large_blocks_back() -> None:
 def settle_memory() -> None:
     """Call it when the program is loaded, before its threads are many: what was needed for that
     alone goes back to the system, and what is there now stays, so that the garbage collector need
-    not look through it again. It looks through what comes later less often than Python has it.
+    not look through it again. It looks through what comes later less often than Python has it, and
+    later threads share the heaps that there are.
     """
     gc.collect()
     gc.freeze()
@@ -2689,9 +2690,9 @@ class StoreConnection:
         self.db.execute(f"PRAGMA cache_size=-{cache_kib}")
         self.db.execute(f"PRAGMA journal_size_limit={WAL_LIMIT_BYTES}")
         self.db.execute("PRAGMA temp_store=FILE")
-        self._measure_log()
+        self._limit_log()
 
-    def _measure_log(self) -> None:
+    def _limit_log(self) -> None:
         pages = self.db.execute("PRAGMA page_count").fetchone()[0]
         self._checkpoints.log_pages = min(max(LOG_PAGES_LEAST, pages // LOG_SHARE), LOG_PAGES_MOST)
         self.db.execute(f"PRAGMA wal_autocheckpoint={self._checkpoints.log_pages}")
@@ -2727,8 +2728,8 @@ class StoreConnection:
             changes = self.db.total_changes - self._copied_changes
             if self.path and changes >= self._checkpoints.log_pages // 2:
                 self._copied_changes = self.db.total_changes
-                with contextlib.suppress(sqlite3.Error):  # what was to be committed is
-                    self._measure_log()
+                with contextlib.suppress(sqlite3.Error):  # the commit itself has succeeded
+                    self._limit_log()
                 self._checkpoints.want()
 
     def rows(self, sql: str, values: tuple = ()) -> list:

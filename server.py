@@ -10,105 +10,105 @@ here, `there` where in the module: that maps a traceback back.
      232     13  medialib/late.py: Modules of the standard library that are slow to import and that many runs do not need.
      275     13  medialib/launch.py: Running a program that is one large file without the syntax tree of that file.
      306     11  medialib/allocator.py: How memory is kept and given back, for programs that run for a long time.
-     353     24  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
-     639     19  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
-     998     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
-    1238     11  medialib/walk_names.py: The names in one huge folder, in less than half of the memory of a list of them.
-    1309     17  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
-    1663     19  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
-    1979     25  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
-    2184     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
-    2220     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
-    2400     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
-    2633     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
-    2969     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
-    3180     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
-    3389     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
-    3530     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
-    3785     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
-    3865     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
-    4249     11  medialib/http_shares.py: What all connections share: bytes, the memory of parsed JSON, places for endless answers.
-    4339     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
-    4680     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
-    5056     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
-    5173     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
-    5309     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
-    5460     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
-    5551     10  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
-    5857      8  medialib/cache_feed.py: Rows on their way from the scan to the host: just stored, so that nobody need read them again.
-    5904     20  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
-    6262     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
-    6576     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
-    6928     11  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
-    6993     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
-    7136     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
-    7459     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
-    7583     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
-    7691     13  medialib/scan_moves.py: Where the content of a file that is new at its path was known before: a move, or a hard link.
-    7772     15  medialib/scan_seal.py: A folder's seal: what its files looked like when all of them were as the index says.
-    7820     39  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
-    8191     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
-    8499     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
-    8709     13  medialib/host_copy.py: What the host holds of a root, beside what this agent knows of it: comparing and taking over.
-    8830     20  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
-    9141     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
-    9335     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
-    9716     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
-    9746     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
-   10008     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
-   10189     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
-   10518     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
-   10692     14  medialib/catalog_facts.py: What is known of a file beside its stamps: hashes, ffprobe's answer, what could not be done; and
-   10792     25  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
-   11134     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
-   11378     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
-   11517     14  medialib/catalog_word_sql.py: What SQLite itself can tell of a search: conditions that every match fulfils.
-   11615     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
-   11669     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
-   11769     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
-   11881     11  medialib/catalog_show.py: Files as the API shows them.
-   11928     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
-   12173     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
-   12241     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
-   12340     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
-   12605     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
-   12758     22  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
-   12953     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
-   13082     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
-   13442     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
-   13511     25  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
-   13807     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
-   13910     13  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
-   13952     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
-   14109     10  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
-   14337      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
-   14374     10  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
-   14488     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
-   14612     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
-   14787     11  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
-   14822     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
-   15080     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
-   15323     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
-   15364     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
-   15581     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
-   15812     15  medialib/ingest_outline.py: The outline of what agents send: who speaks, of which root, how much; all but the records.
-   15935      9  medialib/ingest_order.py: Batches of one agent that are under way together: each is applied behind the one before it.
-   15994     45  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
-   16311     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
-   16442      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
-   16483      1  medialib/web/: The files of the web UI.
-   20759     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
-   20858     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
-   20929     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
-   21103     14  medialib/server_turns.py: Lists of the catalogue are made a few at a time, however many ask at once.
-   21129     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
-   21217     18  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
-   21364      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
-   21445      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
-   21488     47  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
-   21799     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
+     354     24  medialib/app_folder.py: The data folder: where it is, who may use it, its lock, its private files and the log.
+     640     19  medialib/scan_common.py: What a scan says about one file: its name as text, its kind, its identity, its record.
+     999     25  medialib/settings.py: The one table of settings: name, type, default, bounds, unit and help.
+    1239     11  medialib/walk_names.py: The names in one huge folder, in less than half of the memory of a list of them.
+    1310     17  medialib/walk.py: The walk through a root: one listing per folder, in the order everything else relies on.
+    1664     19  medialib/mounts.py: What a root lies on: its file system, volume, disk and free space.
+    1980     25  medialib/hashing.py: Hashes of files: blake3 and xxhash64 where they are installed, sha256 everywhere.
+    2185     18  medialib/leash.py: A leash for a child process: when we die, however we die, the kernel kills its whole group.
+    2221     19  medialib/probe_run.py: One run of a program we do not trust: its own group, a deadline, bounded output, no remains.
+    2401     20  medialib/ffprobe.py: Describe one media file with ffprobe, which may be missing, hang, crash, flood or lie.
+    2634     22  medialib/sqlite_store.py: SQLite: opening with our pragmas, whole transactions, migrations, checked copies.
+    2970     17  medialib/http_body.py: Bodies from strangers: gunzip and JSON with bounds on bytes, memory, depth and number of objects.
+    3181     15  medialib/http_gate.py: Who may talk to us (DESIGN §8): peer address, Host, Origin, Sec-Fetch-Site; addresses and TLS.
+    3390     15  medialib/http_deadline.py: A connection of http.client on which one deadline bounds everything a call does.
+    3531     15  medialib/http_json.py: What handlers of requests see: Request, Reply, StreamReply, HttpError, Router; heads.
+    3786     12  medialib/http_answer.py: From a Reply to the bytes of an answer: JSON, headers that keep a page safe, gzip.
+    3866     23  medialib/http_listener.py: Accepting connections: how many, from whom, for how long. Knows nothing of HTTP.
+    4250     11  medialib/http_shares.py: What all connections share: bytes, the memory of parsed JSON, places for endless answers.
+    4340     31  medialib/http_server.py: JSON over HTTP: one conversation per connection, with a bound on everything.
+    4681     28  medialib/http_client.py: Asking another medialib: JSON over http.client, with one deadline for the whole call.
+    5057     11  medialib/progress.py: What a scan shows a person: one live line on a terminal, a plain line now and then elsewhere.
+    5174     10  medialib/cache_schema.py: The agent's own tables: what it knows of each file, what is not delivered yet, how far it came.
+    5310     12  medialib/cache_changes.py: What a scan tells the cache and what the cache tells a scan: plain values, no SQL.
+    5461     10  medialib/cache_batch.py: One batch for the host, and its records as the JSON texts that go over the wire.
+    5552     10  medialib/index_writer.py: Applies changes to the index: rows, their numbers, tombstones, and the sums of each root.
+    5858      8  medialib/cache_feed.py: Rows on their way from the scan to the host: just stored, so that nobody need read them again.
+    5905     20  medialib/cache_outbox.py: What is not delivered yet, in order, and what the host has acknowledged.
+    6263     18  medialib/cache_roots.py: The agent's roots and folders: which disk is which root, and what each root holds in sum.
+    6577     23  medialib/agent_cache.py: The agent's memory: what it knows of every file, in SQLite, so that nothing is read twice.
+    6929     11  medialib/scan_buffer.py: What a scan found, on its way into the cache, and how failures are put into words.
+    6994     11  medialib/scan_plan.py: What a scan is told: its settings in a form that is quick to use, its counters, its brakes.
+    7137     24  medialib/hash_window.py: Reading files for their sample hash: chunks in a bounded window, results in the walk's order.
+    7460     17  medialib/root_volume.py: One name for one disk: a volume that is named in two ways, and disks that share one name.
+    7584     18  medialib/root_check.py: Is the folder at a root's path really the root? Absence is not deletion.
+    7692     13  medialib/scan_moves.py: Where the content of a file that is new at its path was known before: a move, or a hard link.
+    7773     15  medialib/scan_seal.py: A folder's seal: what its files looked like when all of them were as the index says.
+    7821     39  medialib/scan_pipeline.py: Pass 1: walk a root, skip what is unchanged, have the rest read, note what is gone.
+    8192     31  medialib/scan_passes.py: Pass 2 (ffprobe for videos) and the full hashes of large files, both driven by the cache.
+    8500     17  medialib/scan_run.py: One scan of all roots: pass 1 over each, then ffprobe, then the full hashes of large files.
+    8710     13  medialib/host_copy.py: What the host holds of a root, beside what this agent knows of it: comparing and taking over.
+    8831     20  medialib/delivery.py: Delivery: what the cache holds goes to the host in order, and is marked only once acknowledged.
+    9142     19  medialib/host_link.py: The agent's line to its host: hello, batches and the lists for comparing, over HTTP.
+    9336     21  medialib/agent_service.py: The running agent: scans now and then, delivers, says hello, and answers what it is asked.
+    9717     10  medialib/stop_signals.py: Being asked to end: SIGINT, SIGTERM and SIGHUP.
+    9747     14  medialib/catalog_schema.py: The catalogue's tables. Codes in here are stored on disk: they are added to, never changed.
+   10009     17  medialib/catalog_rows.py: One file's row in the catalogue and its other forms: the record, the digest, the answer.
+   10190     19  medialib/catalog_roots.py: The catalogue's agents, roots and folders: who reports what, and which row stands for it.
+   10519     21  medialib/catalog_tallies.py: Every number that is shown moves with its rows: the differences one transaction makes.
+   10693     14  medialib/catalog_facts.py: What is known of a file beside its stamps: hashes, ffprobe's answer, what could not be done; and
+   10793     25  medialib/catalog_apply.py: One batch onto the catalogue: new, changed, moved and removed files, and every sum that moves.
+   11135     21  medialib/catalog_duplicates.py: Duplicate groups, kept up to date with the rows they are made of.
+   11379     16  medialib/catalog_search.py: The search index over names and folder paths: letters in threes (FTS5), where SQLite has it.
+   11518     14  medialib/catalog_word_sql.py: What SQLite itself can tell of a search: conditions that every match fulfils.
+   11616     16  medialib/catalog_settings.py: Settings in the catalogue: for the whole library, and what single agents have instead.
+   11670     16  medialib/catalog_why.py: Why a path is, or is not, in the catalogue: the answer of POST /api/why.
+   11770     24  medialib/catalog_compare.py: What the host holds of a root, page by page, for an agent that compares and repairs.
+   11882     11  medialib/catalog_show.py: Files as the API shows them.
+   11929     19  medialib/catalog_writer.py: The one thread that writes the catalogue: it commits what waits together, and then answers.
+   12174     14  medialib/catalog_check.py: Is the catalogue's file sound? Small ones are read to the end before they are used, large ones
+   12242     16  medialib/catalog_summary.py: The catalogue in numbers, from the sums that are kept with the rows; `file` is not looked at.
+   12341     34  medialib/catalog.py: The catalogue: one database file, one thread that writes it, readers beside it.
+   12606     15  medialib/host_agents.py: The agents as the host hears them now: who is alive, what they do, what they are to do.
+   12759     22  medialib/catalog_agents.py: Agents in the catalogue: what their hello says is kept, and how they are shown.
+   12954     17  medialib/host_upkeep.py: What the host does by itself: daily copies of the catalogue and the daily row of totals.
+   13083     27  medialib/ingest_records.py: Checking one record of a batch: what is wrong with it in words, or its clean form.
+   13443     17  medialib/ingest_repeats.py: Batches that older agents post again and again, word for word: known by their bytes, they need
+   13512     25  medialib/catalog_filter.py: The filter of `POST /api/files` and its like: JSON in, conditions on the tables out.
+   13808     11  medialib/catalog_folders.py: Folders with what is in them, from the totals kept with each folder.
+   13911     13  medialib/catalog_tokens.py: Where a page ended, as a text for the one who asks for the next; and how long a page may be.
+   13953     23  medialib/catalog_copies.py: Duplicates as they are shown: groups by gain, their files, and one file's other copies.
+   14110     10  medialib/catalog_propose.py: Which few rows can match a filter at all: by search index, hash, folder, extension or state.
+   14338      7  medialib/catalog_words.py: Whether a file's path holds all words of a search.
+   14375     10  medialib/catalog_places.py: Places in sorted lists: what is compared, which index leads there, and the rows at them.
+   14489     14  medialib/catalog_by_path.py: Files in the order of the walk: root by root, folder by folder.
+   14613     28  medialib/catalog_sections.py: Lists sorted by what has few values: kind, extension, state, machine, codec, container, reason.
+   14788     11  medialib/catalog_sample.py: Looking at some files from all over the catalogue, where looking at all would take too long.
+   14823     22  medialib/catalog_skip.py: Far places of a sorted list: the row behind so many others.
+   15081     28  medialib/catalog_files.py: Pages of files: filtered, sorted, the deepest as fast as the first.
+   15324     13  medialib/catalog_changes.py: The feed of changes: everything after a number, in the order in which it happened.
+   15365     31  medialib/catalog_facets.py: Counts beside a list of files: how many there are of each kind, codec, machine, age.
+   15582     23  medialib/catalog_same_folders.py: Folders that hold the same files as another one: a copied tree is one row, not ten thousand.
+   15813     15  medialib/ingest_outline.py: The outline of what agents send: who speaks, of which root, how much; all but the records.
+   15936      9  medialib/ingest_order.py: Batches of one agent that are under way together: each is applied behind the one before it.
+   15995     45  medialib/ingest.py: What agents say to the host: hello, batches, and the lists by which both compare what they hold.
+   16312     19  medialib/local_scan.py: The host's own disks: the agent's machinery in this process, without HTTP in between.
+   16443      9  medialib/web_assets.py: The files of the web page: embedded in the one-file build, beside the package otherwise.
+   16484      1  medialib/web/: The files of the web UI.
+   20761     13  medialib/catalog_forget.py: Forgetting on purpose: rows leave the catalogue for good, after their number was said.
+   20860     13  medialib/catalog_reclassify.py: Giving rows the kind that new settings say, without waiting for the next scan of their disk.
+   20931     24  medialib/server_agents.py: Steering agents from the host: scan, list, clear, compact, set, forget.
+   21105     14  medialib/server_turns.py: Lists of the catalogue are made a few at a time, however many ask at once.
+   21131     11  medialib/server_events.py: Server-sent events: counts, progress and news of agents, for pages that are open.
+   21219     18  medialib/server_export.py: Exports: everything a filter matches, streamed as CSV or JSON lines, in constant memory.
+   21366      9  medialib/server_metrics.py: /metrics in Prometheus' text form, from numbers that are kept anyway; no paths as labels.
+   21447      7  medialib/server_openapi.py: /openapi.json: the API's description, made from the route table itself.
+   21490     47  medialib/server_routes.py: The host's calls over HTTP: paths to handlers.
+   21801     40  medialib/server_cli.py: The host's command line: python server.py [ROOT…].
 """
-# sha256 of all below this line: 440e73c111d333f93431484882644bf2d95046a550ac80a812871918fd052647
+# sha256 of all below this line: e5f31c2017159717960b345928d46e8db00444bebd7fcfe939b1fb29e0fda5f0
 
 from __future__ import annotations
 
@@ -329,7 +329,8 @@ def give_large_blocks_back() -> None:
 def settle_memory() -> None:
     """Call it when the program is loaded, before its threads are many: what was needed for that
     alone goes back to the system, and what is there now stays, so that the garbage collector need
-    not look through it again. It looks through what comes later less often than Python has it.
+    not look through it again. It looks through what comes later less often than Python has it, and
+    later threads share the heaps that there are.
     """
     gc.collect()
     gc.freeze()
@@ -2745,9 +2746,9 @@ class StoreConnection:
         self.db.execute(f"PRAGMA cache_size=-{cache_kib}")
         self.db.execute(f"PRAGMA journal_size_limit={WAL_LIMIT_BYTES}")
         self.db.execute("PRAGMA temp_store=FILE")
-        self._measure_log()
+        self._limit_log()
 
-    def _measure_log(self) -> None:
+    def _limit_log(self) -> None:
         pages = self.db.execute("PRAGMA page_count").fetchone()[0]
         self._checkpoints.log_pages = min(max(LOG_PAGES_LEAST, pages // LOG_SHARE), LOG_PAGES_MOST)
         self.db.execute(f"PRAGMA wal_autocheckpoint={self._checkpoints.log_pages}")
@@ -2783,8 +2784,8 @@ class StoreConnection:
             changes = self.db.total_changes - self._copied_changes
             if self.path and changes >= self._checkpoints.log_pages // 2:
                 self._copied_changes = self.db.total_changes
-                with contextlib.suppress(sqlite3.Error):  # what was to be committed is
-                    self._measure_log()
+                with contextlib.suppress(sqlite3.Error):  # the commit itself has succeeded
+                    self._limit_log()
                 self._checkpoints.want()
 
     def rows(self, sql: str, values: tuple = ()) -> list:
@@ -19709,12 +19710,13 @@ export class ProgressLine {
 
   words(stats, done, all) {
     const quiet = stats.idle_s || 0;
+    const fileErrors = stats.file_errors ?? stats.errors; // an older agent tells only all of them
     return [
       all && done <= all ? `${count(done)} of ${count(all)} files` : `${count(done)} files so far`,
       stats.data_mib ? `${stats.data_mib < 1024 ? `${Math.round(stats.data_mib)} MiB` : `${(stats.data_mib / 1024).toFixed(1)} GiB`} read` : null,
       stats.rate_files_per_s ? `${count(Math.round(stats.rate_files_per_s))} files/s` : null,
       stats.eta_s ? `${span(stats.eta_s)} left` : null,
-      stats.errors ? `${count(stats.errors)} errors` : null,
+      fileErrors ? `${count(fileErrors)} errors` : null,
       quiet > STALE_S ? `no progress for ${span(quiet)}` : null,
     ];
   }

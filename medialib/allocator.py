@@ -34,7 +34,8 @@ def give_large_blocks_back() -> None:
 def settle_memory() -> None:
     """Call it when the program is loaded, before its threads are many: what was needed for that
     alone goes back to the system, and what is there now stays, so that the garbage collector need
-    not look through it again. It looks through what comes later less often than Python has it.
+    not look through it again. It looks through what comes later less often than Python has it, and
+    later threads share the heaps that there are.
     """
     gc.collect()
     gc.freeze()

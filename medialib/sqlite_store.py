@@ -134,9 +134,9 @@ class StoreConnection:
         self.db.execute(f"PRAGMA cache_size=-{cache_kib}")
         self.db.execute(f"PRAGMA journal_size_limit={WAL_LIMIT_BYTES}")
         self.db.execute("PRAGMA temp_store=FILE")
-        self._measure_log()
+        self._limit_log()
 
-    def _measure_log(self) -> None:
+    def _limit_log(self) -> None:
         pages = self.db.execute("PRAGMA page_count").fetchone()[0]
         self._checkpoints.log_pages = min(max(LOG_PAGES_LEAST, pages // LOG_SHARE), LOG_PAGES_MOST)
         self.db.execute(f"PRAGMA wal_autocheckpoint={self._checkpoints.log_pages}")
@@ -172,8 +172,8 @@ class StoreConnection:
             changes = self.db.total_changes - self._copied_changes
             if self.path and changes >= self._checkpoints.log_pages // 2:
                 self._copied_changes = self.db.total_changes
-                with contextlib.suppress(sqlite3.Error):  # what was to be committed is
-                    self._measure_log()
+                with contextlib.suppress(sqlite3.Error):  # the commit itself has succeeded
+                    self._limit_log()
                 self._checkpoints.want()
 
     def rows(self, sql: str, values: tuple = ()) -> list:

@@ -35,12 +35,13 @@ export class ProgressLine {
 
   words(stats, done, all) {
     const quiet = stats.idle_s || 0;
+    const fileErrors = stats.file_errors ?? stats.errors; // an older agent tells only all of them
     return [
       all && done <= all ? `${count(done)} of ${count(all)} files` : `${count(done)} files so far`,
       stats.data_mib ? `${stats.data_mib < 1024 ? `${Math.round(stats.data_mib)} MiB` : `${(stats.data_mib / 1024).toFixed(1)} GiB`} read` : null,
       stats.rate_files_per_s ? `${count(Math.round(stats.rate_files_per_s))} files/s` : null,
       stats.eta_s ? `${span(stats.eta_s)} left` : null,
-      stats.errors ? `${count(stats.errors)} errors` : null,
+      fileErrors ? `${count(fileErrors)} errors` : null,
       quiet > STALE_S ? `no progress for ${span(quiet)}` : null,
     ];
   }
